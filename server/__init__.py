@@ -1,0 +1,1 @@
+"""Packhorse, the server: decides what may happen next; bytes and facts are kept by `storage`."""
