@@ -1,0 +1,1 @@
+"""Where bytes lie: the BlobStore seam and its backends."""

@@ -1,0 +1,116 @@
+"""The BlobStore seam: staged bytes that grow, sealed bytes that never change."""
+
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from storage.records import Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class BlobKey:
+    """Where bytes are: `staging/{site}/{name}` while they grow, `sealed/{site}/{sha256}` for good."""
+
+    area: str
+    site: str
+    name: str
+
+
+def staging(site: str, upload_id: str) -> BlobKey:
+    """The key of bytes that still grow."""
+    return BlobKey("staging", site, upload_id)
+
+
+def sealed(site: str, sha256: str) -> BlobKey:
+    """The key of bytes that never change, addressed by their SHA-256."""
+    return BlobKey("sealed", site, sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What sealing gave: the key, digest and size; `existed` when the same bytes were there already."""
+
+    key: BlobKey
+    sha256: Sha256
+    size_bytes: int
+    existed: bool
+
+
+class BlobStore(Protocol):
+    """Keeps bytes. The caller guarantees one writer per key; keys are made by `staging` and `sealed`.
+
+    Everything raises storage.errors only: NotFound, NoSpace, StorageIO.
+    """
+
+    async def create(self, key: BlobKey) -> None:
+        """Make an empty staged blob whose name survives a crash. Conflict when it is there."""
+        ...
+
+    async def size(self, key: BlobKey) -> int:
+        """How many bytes survived, in bytes."""
+        ...
+
+    async def append(self, key: BlobKey, offset: int, chunks: AsyncIterable[bytes]) -> int:
+        """Write `chunks` from `offset` on and return the new size, all of it on the medium.
+
+        OffsetMismatch when `offset` is not the size. What `chunks` raises goes on to the caller after
+        every byte given before it was written (not necessarily flushed): `size` tells how many.
+        FlushFailed: nothing since the last return is known to be durable; never append again.
+        """
+        ...
+
+    async def seal(self, key: BlobKey, expected: Sha256 | None) -> Sealed:
+        """Give staged bytes their final, durable address; the staged name stays until `delete`.
+
+        DigestMismatch when `expected` is given and differs. An address that is already taken is read
+        again, and replaced if its bytes are damaged.
+        """
+        ...
+
+    def read(self, key: BlobKey, span: Span | None = None) -> AsyncIterator[bytes]:
+        """The bytes, or those of `span`, in chunks of at most 1 MiB."""
+        ...
+
+    async def digest(self, key: BlobKey) -> Sha256:
+        """SHA-256 of the bytes as the medium gives them, past the page cache where that can be done."""
+        ...
+
+    async def delete(self, key: BlobKey) -> None:
+        """Forget the bytes; a key that is not there is no error."""
+        ...
+
+
+@runtime_checkable
+class Truncates(Protocol):
+    """A store that can cut staged bytes back."""
+
+    async def truncate(self, key: BlobKey, size_bytes: int) -> None:
+        """Cut the staged bytes to `size_bytes`, durably."""
+        ...
+
+
+@runtime_checkable
+class LocalPath(Protocol):
+    """A store whose bytes lie in a local file."""
+
+    def path(self, key: BlobKey) -> Path:
+        """The file that holds the bytes; it must only be read."""
+        ...
+
+
+@runtime_checkable
+class Lists(Protocol):
+    """A store that can tell what it holds."""
+
+    def keys(self, area: str) -> AsyncIterator[BlobKey]:
+        """Every key of an area, in no order."""
+        ...

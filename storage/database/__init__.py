@@ -1,0 +1,1 @@
+"""One file a database: how a unit of work is run on it."""

@@ -1,0 +1,30 @@
+"""The Database seam: runs units of work. Knows nothing of what a unit does."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from sqlalchemy import Connection
+
+T = TypeVar("T")
+
+
+class Database(Protocol):
+    """Runs units of work: synchronous functions of a SQLAlchemy Connection, without awaits inside.
+
+    The caller guarantees that a unit touches nothing but the connection, and may be run again after it
+    raised. The database guarantees that `write` returns only once the unit is durable, that a unit which
+    raises leaves no trace and harms no other unit, and that units commit one after another.
+    Both raise what the unit raises; the database's own refusals come as `storage.errors`.
+    """
+
+    async def write(self, unit: Callable[[Connection], T]) -> T:
+        """Run `unit` in a durable transaction of its own."""
+        ...
+
+    async def read(self, unit: Callable[[Connection], T]) -> T:
+        """Run `unit` on a consistent snapshot; it must not write."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun, then let go of every resource."""
+        ...

@@ -1,0 +1,73 @@
+"""What the storage may raise, and whether a retry can help. Backends raise nothing else.
+
+StorageError
+├── Conflict        a compare-and-set found another state
+├── Refused         a trigger or constraint of the database refused the change
+├── NotFound        no such row or blob
+├── NoSpace         the medium is full
+├── StorageIO       the medium failed
+│   └── FlushFailed an fsync failed: what it covered is not known to be durable, never retry it
+├── OffsetMismatch  an append does not start where the stored bytes end
+├── DigestMismatch  the sealed bytes are not the expected ones
+└── Busy            another process holds what is needed
+"""
+
+
+class StorageError(Exception):
+    """An expected failure of the storage."""
+
+    code = "storage_unavailable"
+    retryable = True
+
+
+class Conflict(StorageError):
+    """A compare-and-set found another state than the one expected."""
+
+    retryable = False
+
+
+class Refused(StorageError):
+    """The database refused the change: a trigger or a constraint."""
+
+    retryable = False
+
+
+class NotFound(StorageError):
+    """No such row or blob."""
+
+    code = "not_found"
+    retryable = False
+
+
+class NoSpace(StorageError):
+    """The medium is full; what was stored before stays."""
+
+    code = "insufficient_storage"
+
+
+class StorageIO(StorageError):
+    """The medium failed."""
+
+
+class FlushFailed(StorageIO):
+    """An fsync failed: the bytes it covered are not known to be durable, and it is not retried."""
+
+    retryable = False
+
+
+class OffsetMismatch(StorageError):
+    """An append does not start where the stored bytes end."""
+
+
+class DigestMismatch(StorageError):
+    """The bytes to seal do not have the expected SHA-256."""
+
+    retryable = False
+
+    def __init__(self, expected: str, actual: str) -> None:
+        super().__init__(f"expected {expected}, got {actual}")
+        self.actual = actual
+
+
+class Busy(StorageError):
+    """Another process holds what is needed."""

@@ -1,0 +1,260 @@
+"""The values that the storage takes and gives: rows as frozen dataclasses, ids as types."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NewType
+
+Sha256 = NewType("Sha256", str)
+"""64 lower-case hexadecimal digits."""
+
+DEFAULT_SITE = "default"
+
+
+class Status(StrEnum):
+    """The status of a session (contract §3)."""
+
+    QUEUED = "QUEUED"
+    METADATA_UPLOADING = "METADATA_UPLOADING"
+    METADATA_UPLOADED = "METADATA_UPLOADED"
+    BINARY_UPLOADING = "BINARY_UPLOADING"
+    SYNCED = "SYNCED"
+    ACK_RECEIVED = "ACK_RECEIVED"
+    FAILED = "FAILED"
+
+
+class UploadState(StrEnum):
+    """The life of an upload: open, finished (all bytes sealed), or gone for good."""
+
+    OPEN = "open"
+    FINISHED = "finished"
+    GONE = "gone"
+
+
+class JobState(StrEnum):
+    """The life of a job."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class DeliveryState(StrEnum):
+    """The life of a delivery to a destination; parked ones wait for a person."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    PARKED = "parked"
+
+
+class Door(StrEnum):
+    """A way in."""
+
+    TUS = "tus"
+    DIMSE = "dimse"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One thing that happened, before it has its place in the chain. `detail` holds ids, never names."""
+
+    site: str
+    action: str
+    actor: str = "server"
+    subject: str | None = None
+    peer: str | None = None
+    outcome: str = "ok"
+    detail: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPosition:
+    """The place of a row in the chain: `seq` is commit order."""
+
+    seq: int
+    row_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session as stored; times are RFC 3339 UTC text, ids from outside are text.
+
+    `numeric_ids` names the id fields that first came as JSON numbers; `metadata` is None until known;
+    `dedup_key` is held by at most one session of (site, order or principal, declared checksum).
+    """
+
+    session_id: str
+    site: str
+    visit_id: str | None
+    radiology_order_id: str | None
+    status: Status
+    priority: str
+    file_name: str
+    file_size: int
+    content_type: str | None
+    checksum_sha256: str | None
+    checksum_source: str
+    local_file_path: str | None
+    local_file_uuid: str | None
+    created_by_id: str | None
+    device_id: str | None
+    principal: str
+    numeric_ids: str
+    max_retries: int
+    retry_count: int
+    error_code: str | None
+    error_message: str | None
+    metadata: dict[str, Any] | None
+    client_created_at: str | None
+    created_at: str
+    updated_at: str
+    metadata_uploaded_at: str | None
+    binary_uploaded_at: str | None
+    synced_at: str | None
+    ack_received_at: str | None
+    server_image_id: int | None
+    blob_sha256: str | None
+    duplicate_of: str | None
+    supersedes: str | None
+    dedup_key: str | None
+    receipt: str | None
+    seq: int
+
+    @property
+    def retries_left(self) -> int:
+        """How many retries this session still has."""
+        return max(0, self.max_retries - self.retry_count)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRecord:
+    """An upload as stored: `offset_bytes` are known to be on the medium, more may be in its cache.
+
+    `boot_id` is the boot in which the last bytes were written: after another boot only `offset_bytes`
+    count (contract §2). A session has at most one live upload.
+    """
+
+    upload_id: str
+    site: str
+    session_id: str
+    principal: str
+    length_bytes: int
+    offset_bytes: int
+    state: UploadState
+    gone_reason: str | None
+    boot_id: str
+    upload_metadata: str
+    created_at: str
+    expires_at: str
+    finished_at: str | None
+    blob_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRecord:
+    """A sealed blob; `alarm` says why its bytes are doubted, None while they are not."""
+
+    site: str
+    sha256: str
+    size_bytes: int
+    sealed_at: str
+    verified_at: str | None
+    alarm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One stored object: a DICOM instance (kind `dicom`) or any other file (kind `attachment`)."""
+
+    id: int
+    site: str
+    kind: str
+    series_id: int | None
+    sop_class_uid: str | None
+    sop_instance_uid: str | None
+    study_instance_uid: str | None
+    series_instance_uid: str | None
+    transfer_syntax_uid: str | None
+    blob_sha256: str
+    dataset_sha256: str | None
+    size_bytes: int
+    instance_number: str | None
+    number_of_frames: int | None
+    file_name: str | None
+    content_type: str | None
+    flags: str
+    door: str
+    stored_at: str
+    superseded_by: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRecord:
+    """What the EMR said of an order; `attributes` holds the fields of contract §4."""
+
+    site: str
+    radiology_order_id: str
+    visit_id: str | None
+    accession_number: str | None
+    verified: bool
+    attributes: dict[str, Any]
+    created_at: str
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """Work that must happen, once, even after a crash. `attempt` fences a late holder of the lease."""
+
+    job_id: int
+    site: str
+    kind: str
+    subject: str
+    state: JobState
+    attempt: int
+    run_after: str
+    lease_until: str | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRecord:
+    """One image on its way to one destination. `attempts` counts sends, so a re-send is seen."""
+
+    delivery_id: int
+    site: str
+    image_id: int
+    destination: str
+    state: DeliveryState
+    attempts: int
+    last_status: str | None
+    last_error: str | None
+    created_at: str
+    updated_at: str
+    delivered_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token without its secret: only the SHA-256 of the secret is kept."""
+
+    token_id: str
+    site: str
+    role: str
+    visit_id: str | None
+    secret_sha256: str
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    label: str | None
+
+
+def now() -> datetime:
+    """The server's clock: aware UTC."""
+    return datetime.now(UTC)
+
+
+def timestamp(moment: datetime | None = None) -> str:
+    """RFC 3339 in UTC with milliseconds: sorts as text in order of time."""
+    return (moment or now()).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

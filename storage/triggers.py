@@ -1,0 +1,87 @@
+"""The one list of triggers that keep history as it was (contract §9). Every migration ends by making them anew.
+
+Facts: on SQLite, INSERT OR REPLACE passes UPDATE and DELETE triggers, so a BEFORE INSERT trigger refuses
+existing keys; Alembic's batch rebuilding of a table drops its triggers in silence.
+"""
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, Table, text
+
+from storage import tables
+
+# Never changed once the row is there. Everything else in the table may move.
+IMMUTABLE: dict[Table, frozenset[str]] = {
+    tables.session: frozenset({
+        "session_id", "site", "visit_id", "priority", "file_name", "file_size", "content_type",
+        "checksum_source", "local_file_path", "local_file_uuid", "created_by_id", "device_id", "principal",
+        "numeric_ids", "max_retries", "client_created_at", "created_at", "supersedes",
+    }) - {"priority"},  # an order's raised priority raises its waiting sessions (contract §4)
+    tables.upload: frozenset({
+        "upload_id", "site", "session_id", "principal", "length_bytes", "upload_metadata", "created_at",
+    }),
+    tables.blob: frozenset({"site", "sha256", "size_bytes"}),
+    tables.image: frozenset({
+        "id", "site", "kind", "sop_class_uid", "sop_instance_uid", "study_instance_uid",
+        "series_instance_uid", "blob_sha256", "dataset_sha256", "size_bytes", "door", "stored_at",
+    }),
+    tables.ack: frozenset({"site", "session_id", "device", "server_image_id", "blob_sha256", "acked_at"}),
+    tables.signing_key: frozenset({"kid", "public_jwk", "created_at"}),
+}
+
+# May go from NULL to a value, never again.
+WRITE_ONCE: dict[Table, frozenset[str]] = {
+    tables.session: frozenset({
+        "radiology_order_id", "checksum_sha256", "metadata", "metadata_uploaded_at", "synced_at",
+        "ack_received_at", "server_image_id", "duplicate_of", "receipt",
+    }),
+    tables.upload: frozenset({"finished_at", "blob_sha256"}),
+    tables.image: frozenset({"superseded_by"}),
+}
+
+APPEND_ONLY = (tables.audit,)
+NEVER_DELETED = (tables.session, tables.audit, tables.ack, tables.image, tables.signing_key)
+
+
+def _refuse(name: str, when: str, table: Table, condition: str, why: str) -> tuple[str, str]:
+    body = f"SELECT RAISE(ABORT, '{why}');"
+    guard = f" WHEN {condition}" if condition else ""
+    return name, f"CREATE TRIGGER {name} {when} ON {table.name} FOR EACH ROW{guard} BEGIN {body} END"
+
+
+def sqlite_triggers() -> Iterator[tuple[str, str]]:
+    """Every trigger as (name, CREATE TRIGGER statement) in SQLite's dialect."""
+    for table in APPEND_ONLY:
+        yield _refuse(f"{table.name}_no_update", "BEFORE UPDATE", table, "", f"{table.name} rows never change")
+    for table in NEVER_DELETED:
+        yield _refuse(f"{table.name}_no_delete", "BEFORE DELETE", table, "", f"{table.name} rows stay")
+        same = " AND ".join(f"{column.name} = NEW.{column.name}" for column in table.primary_key)
+        exists = f"EXISTS (SELECT 1 FROM {table.name} WHERE {same})"
+        yield _refuse(f"{table.name}_no_replace", "BEFORE INSERT", table, exists, f"{table.name} rows stay")
+    for table, columns in IMMUTABLE.items():
+        for column in sorted(columns):
+            yield _refuse(
+                f"{table.name}_{column}_immutable", f"BEFORE UPDATE OF {column}", table,
+                f"NEW.{column} IS NOT OLD.{column}", f"{table.name}.{column} never changes",
+            )
+    for table, columns in WRITE_ONCE.items():
+        for column in sorted(columns):
+            yield _refuse(
+                f"{table.name}_{column}_once", f"BEFORE UPDATE OF {column}", table,
+                f"OLD.{column} IS NOT NULL AND NEW.{column} IS NOT OLD.{column}",
+                f"{table.name}.{column} is written once",
+            )
+
+
+def create_triggers(tx: Connection) -> None:
+    """Make every trigger of the list anew."""
+    for name, statement in sqlite_triggers():
+        tx.execute(text(f"DROP TRIGGER IF EXISTS {name}"))
+        tx.execute(text(statement))
+
+
+def missing_triggers(tx: Connection) -> list[str]:
+    """The names of triggers that are gone or that differ from the list: somebody opened the lock."""
+    present = {row.name: row.sql for row in tx.execute(
+        text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))}
+    return [name for name, statement in sqlite_triggers() if present.get(name) != statement]
