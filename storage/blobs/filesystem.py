@@ -136,7 +136,8 @@ class FilesystemBlobs:
             os.close(descriptor)
 
     async def _write_batches(self, descriptor: int, offset: int, chunks: AsyncIterable[bytes]) -> int:
-        batch, batched = [], 0
+        batch: list[bytes] = []
+        batched = 0
 
         async def write() -> None:
             nonlocal batch, batched, offset

@@ -174,8 +174,6 @@ class SqliteDatabase:
             done = []
         for unit, result in done:
             unit.future.set_result(result)
-        for unit, reason in failed:
-            if unit.future.running():
-                unit.future.set_exception(reason)
-            elif not unit.future.done() and unit.future.set_running_or_notify_cancel():
-                unit.future.set_exception(reason)
+        for unit, failure in failed:
+            if unit.future.running() or (not unit.future.done() and unit.future.set_running_or_notify_cancel()):
+                unit.future.set_exception(failure)

@@ -1,0 +1,115 @@
+"""Who calls, and what the role allows: tokens, roles, scopes. Never logs a token; stores only its SHA-256."""
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+
+from aiohttp import web
+
+from server.errors import RequestError
+from storage import tokens
+from storage.records import DEFAULT_SITE, TokenRecord, timestamp
+from storage.store import Store
+
+PREFIX = "ph"
+
+
+class Role(StrEnum):
+    """What a token may do (contract §11)."""
+
+    UPLOADER = "uploader"
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    AUDITOR = "auditor"
+    ADMIN = "admin"
+
+
+# What each role may do beside being itself: an admin may do all, an operator sends and sees.
+IMPLIED: dict[Role, frozenset[Role]] = {
+    Role.UPLOADER: frozenset({Role.UPLOADER}),
+    Role.VIEWER: frozenset({Role.VIEWER}),
+    Role.OPERATOR: frozenset({Role.OPERATOR, Role.UPLOADER, Role.VIEWER}),
+    Role.AUDITOR: frozenset({Role.AUDITOR}),
+    Role.ADMIN: frozenset(Role),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls: the token's id, the one site it belongs to, its role, and the one visit it may touch."""
+
+    name: str
+    site: str
+    role: Role
+    visit_id: str | None = None
+
+    def may(self, *roles: Role) -> bool:
+        """Whether the role allows what one of `roles` is needed for."""
+        return bool(IMPLIED[self.role] & set(roles))
+
+    def require(self, *roles: Role) -> None:
+        """RequestError `forbidden` unless the role allows it."""
+        if not self.may(*roles):
+            raise RequestError("forbidden", f"this needs the role {' or '.join(roles)}, the token has {self.role}")
+
+    def sees_visit(self, visit_id: str | None) -> bool:
+        """Whether the token's scope covers the visit; a token without a visit covers its whole site."""
+        return self.visit_id is None or self.visit_id == visit_id
+
+
+ANONYMOUS = Principal("anonymous", DEFAULT_SITE, Role.ADMIN)
+"""Who everybody is under `auth.mode = "none"`, which is refused beyond loopback."""
+
+PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
+
+
+def _hash(secret: str) -> str:
+    # 256 random bits need no slow hash: there is nothing to guess
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def new_token(
+    role: Role, site: str = DEFAULT_SITE, visit_id: str | None = None, expires_at: str | None = None,
+    label: str | None = None,
+) -> tuple[str, TokenRecord]:
+    """Make a token: the text to hand out once, and the row to keep."""
+    token_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+    record = TokenRecord(token_id, site, role, visit_id, _hash(secret), timestamp(), expires_at, None, label)
+    return f"{PREFIX}_{token_id}_{secret}", record
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """What an Authorization header proved: the principal, and whether the token's time is over."""
+
+    principal: Principal
+    expired: bool
+
+
+class Authenticator:
+    """Turns an Authorization header into a Principal."""
+
+    def __init__(self, store: Store, mode: str) -> None:
+        self._store = store
+        self._mode = mode
+
+    async def identify(self, authorization: str | None) -> Bearer:
+        """The bearer of `authorization`; RequestError `unauthorized` when it proves nothing."""
+        if self._mode == "none":
+            return Bearer(ANONYMOUS, False)
+        scheme, _, text = (authorization or "").partition(" ")
+        parts = text.strip().split("_", 2)
+        if scheme.lower() != "bearer" or len(parts) != 3 or parts[0] != PREFIX:
+            raise RequestError("unauthorized", "send the header Authorization: Bearer with a token")
+        record = await self._store.read(lambda tx: tokens.find(tx, parts[1]))
+        if record is None or not hmac.compare_digest(record.secret_sha256, _hash(parts[2])) or record.revoked_at:
+            raise RequestError("unauthorized", "the token is not known, or was revoked")
+        expired = record.expires_at is not None and record.expires_at <= timestamp()
+        return Bearer(Principal(record.token_id, record.site, Role(record.role), record.visit_id), expired)
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Who sent the request; the auth middleware has put it there."""
+    return request[PRINCIPAL]

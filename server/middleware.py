@@ -1,0 +1,104 @@
+"""The rim of every HTTP request: request id, who calls, errors as RFC 9457 problems. Knows no feature."""
+
+import uuid
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from server.auth import PRINCIPAL, Authenticator
+from server.errors import AppError, RequestError
+from storage import errors as storage_errors
+
+log = structlog.get_logger()
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+
+OPEN = frozenset({"/healthz", "/readyz", "/.well-known/jwks.json"})
+"""Paths that need no token (contract §8, §11)."""
+
+STORAGE: tuple[tuple[type[storage_errors.StorageError], str], ...] = (
+    (storage_errors.NotFound, "not_found"),
+    (storage_errors.NoSpace, "insufficient_storage"),
+    (storage_errors.Conflict, "invalid_transition"),
+    (storage_errors.StorageError, "storage_unavailable"),
+)
+"""The one table from the storage's errors to the codes of this door; the first that fits."""
+
+AIOHTTP = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 400: "bad_request"}
+
+
+def as_app_error(error: Exception) -> AppError:
+    """Any failure as one of ours; unknown ones become `internal_error` without a word of their own."""
+    if isinstance(error, AppError):
+        return error
+    if isinstance(error, web.HTTPException):
+        return RequestError(AIOHTTP.get(error.status, "bad_request"))
+    for kind, code in STORAGE:
+        if isinstance(error, kind):
+            return RequestError(code)
+    return RequestError("internal_error")
+
+
+def problem(error: AppError, headers: dict[str, str] | None = None) -> web.Response:
+    """An error as application/problem+json (RFC 9457 §3)."""
+    body = {
+        "type": f"/problems/{error.code}", "title": error.title, "status": error.status, "code": error.code,
+        "detail": error.detail, "retryable": error.retryable, **error.members,
+    }
+    response = web.json_response(body, status=error.status, content_type="application/problem+json")
+    response.headers["Cache-Control"] = "no-store"
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 503 or "retry_after_s" in error.members:
+        response.headers["Retry-After"] = str(error.members.get("retry_after_s", 1))
+    response.headers.update(headers or {})
+    return response
+
+
+@web.middleware
+async def request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give every request an id, every response an `X-Request-Id`, every failure a problem body."""
+    name = str(uuid.uuid4())
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=name)
+    try:
+        response = await handler(request)
+    except Exception as error:  # noqa: BLE001 - the rim: whatever it was, the client gets a problem body
+        if isinstance(error, web.HTTPException) and error.status < 400:
+            raise
+        known = as_app_error(error)
+        if known.status >= 500 and not isinstance(error, AppError):
+            log.error("request.failed", method=request.method, route=route_of(request), exc_info=error)
+        response = problem(known)
+    if not response.prepared:
+        response.headers["X-Request-Id"] = name
+    return response
+
+
+def route_of(request: web.Request) -> str:
+    """The route's pattern, so that logs and keys name no ids."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else "unknown"
+
+
+def authenticated(authenticator: Authenticator) -> Middleware:
+    """A middleware that lets in who has a token, and puts the Principal on the request."""
+
+    @web.middleware
+    async def who_calls(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # OPTIONS is asked before a token is at hand: CORS preflights, tus discovery (contract §5)
+        if request.path in OPEN or request.path.startswith("/problems/") or request.method == "OPTIONS":
+            return await handler(request)
+        bearer = await authenticator.identify(request.headers.get("Authorization"))
+        if bearer.expired and not tolerates_expiry(request):
+            raise RequestError("unauthorized", "the token has expired")
+        request[PRINCIPAL] = bearer.principal
+        return await handler(request)
+
+    return who_calls
+
+
+def tolerates_expiry(request: web.Request) -> bool:
+    """HEAD of an upload by its owner is answered with an expired but genuine token (contract §5)."""
+    return request.method == "HEAD" and request.path.startswith("/files/")

@@ -1,0 +1,18 @@
+"""Runs migrations on one SQLite file; each ends with the triggers made anew from their one list."""
+
+from alembic import context
+from sqlalchemy import inspect
+
+from storage.database.sqlite import writer_engine
+from storage.tables import metadata
+from storage.triggers import create_triggers
+
+engine = writer_engine(context.config.attributes["database_path"])
+with engine.connect() as connection:
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+        if inspect(connection).has_table("audit"):  # not yet when the first migration is being generated
+            create_triggers(connection)
+    connection.commit()
+engine.dispose()

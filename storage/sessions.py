@@ -1,0 +1,149 @@
+"""Units of work on sessions, their aliases, ACKs and idempotency keys. Decides nothing: compares and sets."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, or_, select, update
+
+from storage.errors import Conflict, NotFound
+from storage.records import SessionRecord, Status, timestamp
+from storage.tables import ack, blob, idempotency, image, session, session_alias
+
+_COLUMNS = [session.c[field.name] for field in fields(SessionRecord)]
+
+
+def _record(row: Row[Any]) -> SessionRecord:  # a row of the session table
+    values = dict(row._mapping)
+    values["status"] = Status(values["status"])
+    return SessionRecord(**values)
+
+
+def add(tx: Connection, record: SessionRecord) -> None:
+    """Insert a new session. Refused when its id or its dedup key is taken."""
+    tx.execute(insert(session).values(**asdict(record)))
+
+
+def add_alias(tx: Connection, site: str, alias_id: str, session_id: str) -> None:
+    """Let `alias_id` name an existing session for good; naming the same one again is no change."""
+    if tx.execute(select(session_alias.c.alias_id).where(session_alias.c.alias_id == alias_id)).first() is None:
+        tx.execute(insert(session_alias).values(alias_id=alias_id, site=site, session_id=session_id))
+
+
+def find(tx: Connection, site: str, session_id: str) -> SessionRecord | None:
+    """The session of that id or alias in `site`."""
+    real = select(session_alias.c.session_id).where(session_alias.c.alias_id == session_id)
+    row = tx.execute(
+        select(*_COLUMNS).where(
+            session.c.site == site, or_(session.c.session_id == session_id, session.c.session_id.in_(real)))
+    ).first()
+    return _record(row) if row else None
+
+
+def get(tx: Connection, site: str, session_id: str) -> SessionRecord:
+    """Like `find`; NotFound when there is none."""
+    record = find(tx, site, session_id)
+    if record is None:
+        raise NotFound("no such session")
+    return record
+
+
+def by_dedup_key(tx: Connection, key: str) -> SessionRecord | None:
+    """The session that holds the dedup key."""
+    row = tx.execute(select(*_COLUMNS).where(session.c.dedup_key == key)).first()
+    return _record(row) if row else None
+
+
+def of_blob(tx: Connection, site: str, sha256: str) -> list[SessionRecord]:
+    """The sessions that hold a blob."""
+    rows = tx.execute(select(*_COLUMNS).where(session.c.site == site, session.c.blob_sha256 == sha256))
+    return [_record(row) for row in rows]
+
+
+def change(tx: Connection, session_id: str, expected: Status, **values: Any) -> None:  # columns of any type
+    """Compare and set: Conflict when the status is not `expected`."""
+    changed = tx.execute(
+        update(session).where(session.c.session_id == session_id, session.c.status == expected)
+        .values(updated_at=timestamp(), **values)
+    )
+    if changed.rowcount != 1:
+        raise Conflict(f"the session is not {expected}")
+
+
+def listing(
+    tx: Connection, site: str, *, statuses: tuple[Status, ...] = (), visit_id: str | None = None,
+    principal: str | None = None, radiology_order_id: str | None = None, device_id: str | None = None,
+    error_codes: tuple[str, ...] | None = None, updated_after: str | None = None,
+    retries_left: bool = False, before_seq: int | None = None, limit: int = 100,
+) -> list[SessionRecord]:
+    """Sessions of a site, the one changed last first; `before_seq` goes on where a page ended."""
+    query = select(*_COLUMNS).where(session.c.site == site)
+    if statuses:
+        query = query.where(session.c.status.in_(statuses))
+    if error_codes is not None:
+        query = query.where(session.c.error_code.in_(error_codes))
+    for column, value in (
+        (session.c.visit_id, visit_id), (session.c.principal, principal),
+        (session.c.radiology_order_id, radiology_order_id), (session.c.device_id, device_id),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    if retries_left:
+        query = query.where(session.c.retry_count < session.c.max_retries)
+    if updated_after is not None:
+        query = query.where(session.c.updated_at > updated_after)
+    if before_seq is not None:
+        query = query.where(session.c.seq < before_seq)
+    return [_record(row) for row in tx.execute(query.order_by(session.c.seq.desc()).limit(limit))]
+
+
+def add_ack(
+    tx: Connection, site: str, session_id: str, device: str, server_image_id: int, blob_sha256: str
+) -> None:
+    """Note that `device` has its own read-back; a second time is no change."""
+    if not acked(tx, session_id, device):
+        tx.execute(insert(ack).values(
+            site=site, session_id=session_id, device=device, server_image_id=server_image_id,
+            blob_sha256=blob_sha256, acked_at=timestamp()))
+
+
+def acked(tx: Connection, session_id: str, device: str) -> bool:
+    """Whether `device` had its own ACK."""
+    return tx.execute(
+        select(ack.c.device).where(ack.c.session_id == session_id, ack.c.device == device)).first() is not None
+
+
+def remembered(tx: Connection, principal: str, route: str, key: str, since: str) -> dict[str, Any] | None:
+    """The answer kept for an Idempotency-Key: `request_sha256 status answer`."""
+    row = tx.execute(select(idempotency).where(
+        idempotency.c.principal == principal, idempotency.c.route == route, idempotency.c.key == key,
+        idempotency.c.created_at >= since)).first()
+    return dict(row._mapping) if row else None
+
+
+def remember(
+    tx: Connection, site: str, principal: str, route: str, key: str, request_sha256: str, status: int,
+    answer: dict[str, Any],
+) -> None:
+    """Keep an answer for its Idempotency-Key; one that is older than its time is overwritten."""
+    tx.execute(idempotency.delete().where(
+        idempotency.c.principal == principal, idempotency.c.route == route, idempotency.c.key == key))
+    tx.execute(insert(idempotency).values(
+        site=site, principal=principal, route=route, key=key, request_sha256=request_sha256, status=status,
+        answer=answer, created_at=timestamp()))
+
+
+def forget_answers(tx: Connection, before: str) -> None:
+    """Drop answers that are older than `before`."""
+    tx.execute(idempotency.delete().where(idempotency.c.created_at < before))
+
+
+def synced_without_image(tx: Connection) -> int:
+    """Orphans (contract §6): sessions said to be stored, without an image or without its blob."""
+    broken = (
+        select(func.count()).select_from(
+            session.outerjoin(image, session.c.server_image_id == image.c.id)
+            .outerjoin(blob, (blob.c.sha256 == session.c.blob_sha256) & (blob.c.site == session.c.site)))
+        .where(session.c.status.in_([Status.SYNCED, Status.ACK_RECEIVED]))
+        .where(or_(image.c.id.is_(None), blob.c.sha256.is_(None)))
+    )
+    return int(tx.execute(broken).scalar_one())

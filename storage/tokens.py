@@ -1,0 +1,36 @@
+"""Units of work on tokens and public signing keys. Secrets never come here, only their SHA-256."""
+
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from storage.records import TokenRecord, timestamp
+from storage.tables import signing_key, token
+
+
+def add(tx: Connection, record: TokenRecord) -> None:
+    """Insert a token."""
+    tx.execute(insert(token).values(**asdict(record)))
+
+
+def find(tx: Connection, token_id: str) -> TokenRecord | None:
+    """The token of that id."""
+    row = tx.execute(select(token).where(token.c.token_id == token_id)).first()
+    return TokenRecord(**row._mapping) if row else None
+
+
+def count(tx: Connection) -> int:
+    """How many tokens there are."""
+    return len(tx.execute(select(token.c.token_id)).all())
+
+
+def add_key(tx: Connection, kid: str, site: str, public_jwk: dict[str, Any]) -> None:
+    """Publish a public key; the same one again is no change."""
+    if tx.execute(select(signing_key.c.kid).where(signing_key.c.kid == kid)).first() is None:
+        tx.execute(insert(signing_key).values(kid=kid, site=site, public_jwk=public_jwk, created_at=timestamp()))
+
+
+def keys(tx: Connection) -> list[dict[str, Any]]:
+    """Every public key ever used, as JWKs, oldest first."""
+    return [row.public_jwk for row in tx.execute(select(signing_key).order_by(signing_key.c.created_at))]
