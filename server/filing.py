@@ -1,0 +1,66 @@
+"""The seam between whoever brings sealed bytes and the PACS: values and one Protocol, no behaviour."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
+
+from server.errors import SessionFailure
+from storage.records import Door, ImageRecord, Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where sealed bytes came from, and what their sender said of them.
+
+    `claims_dicom`: the sender calls them DICOM, so anything else is refused (contract §10).
+    """
+
+    site: str
+    door: Door
+    actor: str
+    claims_dicom: bool
+    radiology_order_id: str | None = None
+    session_id: str | None = None
+    file_name: str | None = None
+    content_type: str | None = None
+    peer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was read of sealed bytes before any row is written.
+
+    `header` is None for what is no DICOM; otherwise the reader's value, opaque to everybody but the PACS.
+    """
+
+    sha256: Sha256
+    size_bytes: int
+    header: Any  # server.pacs.dicom.Header, which the features outside the PACS must not know
+    dataset_sha256: Sha256 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """What filing came to: an image, new or known (`deduplicated`), or the reason why there is none."""
+
+    image: ImageRecord | None
+    deduplicated: bool = False
+    failure: SessionFailure | None = None
+    flags: tuple[str, ...] = field(default=())
+
+
+class Files(Protocol):
+    """Files sealed bytes as Study / Series / Image; idempotent by SOP Instance UID and dataset digest."""
+
+    async def inspect(self, sha256: Sha256, size_bytes: int, origin: Origin) -> Inspection:
+        """Read the header within bounds. SessionFailure: NOT_DICOM, DICOM_REJECTED, POLICY_REJECTED,
+        INGEST_TIMEOUT, INGEST_CRASH. The blob must be sealed."""
+        ...
+
+    def file(self, tx: Connection, inspection: Inspection, origin: Origin) -> Filed:
+        """A unit of work: rows of study, series, image, links, deliveries, audit; quarantine on conflict.
+
+        Never raises for what the content is: that is `Filed.failure`. The blob's row must exist in `tx`.
+        """
+        ...
