@@ -1,0 +1,210 @@
+"""What the session calls take and give: bodies parsed once at the edge, sessions as JSON."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from server.errors import RequestError
+from server.identifiers import OutsideId, parse_id, present
+from server.sessions.machine import FOR_PEOPLE, STORED
+from storage.records import SessionRecord, Status
+
+Priority = Literal["STAT", "URGENT", "ROUTINE"]
+SHA256 = re.compile(r"[0-9a-f]{64}")
+ID_FIELDS = ("visit_id", "radiology_order_id", "created_by_id", "device_id")
+MAX_METADATA_BYTES = 64 * 1024
+
+
+def _sha256(text: str) -> str:
+    if not SHA256.fullmatch(text.lower()):
+        raise ValueError("must be 64 hexadecimal digits")
+    return text.lower()
+
+
+def _uuid(text: str) -> str:
+    return str(UUID(text))
+
+
+def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value)) > MAX_METADATA_BYTES:
+        raise ValueError(f"must be at most {MAX_METADATA_BYTES} bytes of JSON")
+    return value
+
+
+def _no_control(text: str) -> str:
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("must not hold control characters")
+    return text
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_bounded)]
+Text = Annotated[str, AfterValidator(_no_control)]
+AnyId = int | str
+
+
+class Body(BaseModel):
+    """Unknown fields are refused: sessions are immutable, a typo could never be mended (contract §4)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class CreateSession(Body):
+    """`create_session/`: what is to be sent. Sizes in bytes."""
+
+    file_name: Annotated[Text, Field(min_length=1, max_length=255)]
+    file_size: Annotated[int, Field(ge=0)]
+    checksum_sha256: Annotated[str, AfterValidator(_sha256)]
+    radiology_order_id: AnyId | None = None
+    session_id: Annotated[str, AfterValidator(_uuid)] | None = None
+    local_file_path: Annotated[Text, Field(max_length=4096)] | None = None
+    local_file_uuid: Annotated[Text, Field(max_length=64)] | None = None
+    content_type: Annotated[Text, Field(max_length=255)] | None = None
+    created_by_id: AnyId | None = None
+    device_id: AnyId | None = None
+    priority: Priority = "ROUTINE"
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 5
+    client_created_at: Annotated[Text, Field(max_length=40)] | None = None
+    metadata: Metadata | None = None
+
+
+class UploadMetadata(Body):
+    """`upload_metadata/`; without metadata it confirms what creation gave."""
+
+    metadata: Metadata | None = None
+
+
+class UploadBinary(Body):
+    """`upload_binary/`: `resume_from` is the client's guess, the answer's `upload_offset` is the truth."""
+
+    resume_from: Annotated[int, Field(ge=0)] = 0
+    chunk_size: Annotated[int, Field(gt=0)] = 1024 * 1024
+
+
+class Acknowledge(Body):
+    """`acknowledge/`."""
+
+    server_image_id: int
+    checksum_sha256: Annotated[str, AfterValidator(_sha256)] | None = None
+    device_id: AnyId | None = None
+
+
+class Cancel(Body):
+    """`cancel/`."""
+
+    reason: Annotated[Text, Field(min_length=1, max_length=500)]
+
+
+class Retry(Body):
+    """`retry/` takes nothing."""
+
+
+class ReportFailure(Body):
+    """`report_failure/`: what broke on the client's side."""
+
+    error_code: Literal["LOCAL_FILE_MISSING", "LOCAL_FILE_CHANGED", "LOCAL_READ_ERROR"]
+    error_message: Annotated[Text, Field(max_length=500)] | None = None
+
+
+class Batch(Body):
+    """`batch/`: up to 100 creations, each answered for itself."""
+
+    sessions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=100)]
+
+
+Parsed = TypeVar("Parsed", bound=Body)
+
+
+def parse(model: type[Parsed], value: object) -> Parsed:
+    """`value` as `model`; RequestError naming the first field that is wrong."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str")) or "body"
+        if field == "checksum_sha256" and fault["type"] == "missing":
+            raise RequestError("checksum_required", "declare checksum_sha256, the SHA-256 of the whole file",
+                               field=field) from error
+        raise RequestError("invalid_field", f"{field}: {fault['msg']}", field=field) from error
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A creation as any door words it, parsed. `checksum_sha256` is None when only the server will know it."""
+
+    file_name: str
+    file_size: int
+    checksum_sha256: str | None
+    radiology_order_id: OutsideId | None = None
+    visit_id: OutsideId | None = None
+    session_id: str | None = None
+    local_file_path: str | None = None
+    local_file_uuid: str | None = None
+    content_type: str | None = None
+    created_by_id: OutsideId | None = None
+    device_id: OutsideId | None = None
+    priority: str = "ROUTINE"
+    max_retries: int = 5
+    client_created_at: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    def numeric_ids(self) -> str:
+        """The id fields that came as numbers, so that answers give them back as numbers."""
+        return ",".join(name for name in ID_FIELDS if (given := getattr(self, name)) and given.numeric)
+
+
+def optional_id(value: object, field: str) -> OutsideId | None:
+    """`parse_id` where the field may be absent."""
+    return None if value is None else parse_id(value, field)
+
+
+def new_session(body: CreateSession, visit_id: OutsideId | None) -> NewSession:
+    """The creation that a REST body asks for, under the visit of its URL."""
+    fields = body.model_dump()
+    ids = {name: optional_id(fields.pop(name), name) for name in ID_FIELDS if name != "visit_id"}
+    return NewSession(**fields, **ids, visit_id=visit_id)
+
+
+def session_json(
+    record: SessionRecord, *, base_url: str, bytes_received: int, images: list[dict[str, Any]], safe: bool,
+    owner: bool, duplicate: bool = False,
+) -> dict[str, Any]:
+    """A session as contract §4 shows it. `base_url` ends before `/api`; the local path is its owner's only."""
+    numeric = record.numeric_ids.split(",")
+    ids = {name: present(getattr(record, name), name in numeric) for name in ID_FIELDS}
+    root = f"{base_url}/api/v1/upload-sessions/{record.session_id}"
+    percent = 100 * bytes_received // record.file_size if record.file_size else 100
+    says = FOR_PEOPLE[record.status] + (f" {percent} %" if record.status is Status.BINARY_UPLOADING else "")
+    body: dict[str, Any] = {
+        "session_id": record.session_id, "visit_id": ids["visit_id"],
+        "radiology_order_id": ids["radiology_order_id"], "status": record.status, "status_text": says,
+        "priority": record.priority, "file_name": record.file_name, "file_size": record.file_size,
+        "content_type": record.content_type, "checksum_sha256": record.checksum_sha256,
+        "checksum_source": record.checksum_source, "bytes_received": bytes_received,
+        "retry_count": record.retry_count, "max_retries": record.max_retries, "error_code": record.error_code,
+        "error_message": record.error_message, "metadata": record.metadata or {}, "device_id": ids["device_id"],
+        "created_by_id": ids["created_by_id"], "local_file_uuid": record.local_file_uuid,
+        "client_created_at": record.client_created_at, "created_at": record.created_at,
+        "updated_at": record.updated_at, "metadata_uploaded_at": record.metadata_uploaded_at,
+        "binary_uploaded_at": record.binary_uploaded_at, "synced_at": record.synced_at,
+        "ack_received_at": record.ack_received_at, "server_image_id": record.server_image_id, "images": images,
+        "safe_to_delete_local": safe, "duplicate": duplicate, "duplicate_of": record.duplicate_of,
+        "supersedes": record.supersedes, "seq": record.seq,
+        "links": {"self": f"{root}/", **{
+            name: f"{root}/{name}/"
+            for name in ("upload_metadata", "upload_binary", "acknowledge", "retry", "cancel", "history")}},
+    }
+    if owner:
+        body["local_file_path"] = record.local_file_path
+    if record.status in STORED:
+        body["links"]["receipt"] = f"{root}/receipt/"
+        body["awaiting_ack"] = record.status is Status.SYNCED
+    return body
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal content gives equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
