@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
 from storage.errors import Conflict, NotFound
 from storage.records import SessionRecord, Status, timestamp
-from storage.tables import ack, blob, idempotency, image, session, session_alias
+from storage.tables import ack, blob, idempotency, image, session, session_alias, session_member
 
 _COLUMNS = [session.c[field.name] for field in fields(SessionRecord)]
 
@@ -27,6 +27,18 @@ def add_alias(tx: Connection, site: str, alias_id: str, session_id: str) -> None
     """Let `alias_id` name an existing session for good; naming the same one again is no change."""
     if tx.execute(select(session_alias.c.alias_id).where(session_alias.c.alias_id == alias_id)).first() is None:
         tx.execute(insert(session_alias).values(alias_id=alias_id, site=site, session_id=session_id))
+
+
+def add_member(tx: Connection, site: str, session_id: str, principal: str) -> None:
+    """Let `principal` go on with a session: its maker, and whoever was answered with it."""
+    if not is_member(tx, session_id, principal):
+        tx.execute(insert(session_member).values(session_id=session_id, principal=principal, site=site))
+
+
+def is_member(tx: Connection, session_id: str, principal: str) -> bool:
+    """Whether `principal` made the session or was answered with it."""
+    return tx.execute(select(session_member.c.principal).where(
+        session_member.c.session_id == session_id, session_member.c.principal == principal)).first() is not None
 
 
 def find(tx: Connection, site: str, session_id: str) -> SessionRecord | None:
@@ -82,11 +94,13 @@ def listing(
     if error_codes is not None:
         query = query.where(session.c.error_code.in_(error_codes))
     for column, value in (
-        (session.c.visit_id, visit_id), (session.c.principal, principal),
-        (session.c.radiology_order_id, radiology_order_id), (session.c.device_id, device_id),
+        (session.c.visit_id, visit_id), (session.c.radiology_order_id, radiology_order_id), (session.c.device_id, device_id),
     ):
         if value is not None:
             query = query.where(column == value)
+    if principal is not None:
+        members = select(session_member.c.session_id).where(session_member.c.principal == principal)
+        query = query.where(session.c.session_id.in_(members))
     if retries_left:
         query = query.where(session.c.retry_count < session.c.max_retries)
     if updated_after is not None:

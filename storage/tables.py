@@ -78,6 +78,14 @@ session_alias = Table(
     ForeignKeyConstraint(["session_id"], ["session.session_id"]),
 )
 
+session_member = Table(
+    "session_member", metadata,
+    Column("session_id", String(36), primary_key=True),
+    Column("principal", String(64), primary_key=True),
+    _site(),
+    ForeignKeyConstraint(["session_id"], ["session.session_id"]),
+)
+
 upload = Table(
     "upload", metadata,
     Column("upload_id", String(36), primary_key=True),

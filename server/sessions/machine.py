@@ -44,6 +44,11 @@ def keeps_progress(error_code: str | None) -> bool:
     return is_retryable(error_code) and error_code not in RETRYABLE_FROM_ZERO
 
 
+def keeps_upload(error_code: str) -> bool:
+    """Whether the upload's URL lives on after this failure, to be used again after a retry (contract §2)."""
+    return keeps_progress(error_code) and error_code != "STAGING_LOST"
+
+
 def diagram() -> str:
     """The table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2", "    [*] --> QUEUED"]

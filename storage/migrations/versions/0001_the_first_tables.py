@@ -12,9 +12,7 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "arrival",
-        sa.Column(
-            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
-        ),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("door", sa.String(length=8), nullable=False),
         sa.Column("calling", sa.String(length=64), nullable=True),
@@ -32,9 +30,7 @@ def upgrade() -> None:
     op.create_index("ix_arrival_blob", "arrival", ["site", "blob_sha256"], unique=False)
     op.create_table(
         "audit",
-        sa.Column(
-            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False
-        ),
+        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("at", sa.String(length=24), nullable=False),
         sa.Column("action", sa.String(length=40), nullable=False),
@@ -86,9 +82,7 @@ def upgrade() -> None:
     op.create_index("ix_imaging_order_accession", "imaging_order", ["site", "accession_number"], unique=False)
     op.create_table(
         "job",
-        sa.Column(
-            "job_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
-        ),
+        sa.Column("job_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("subject", sa.String(length=64), nullable=False),
@@ -104,9 +98,7 @@ def upgrade() -> None:
     op.create_index("ix_job_due", "job", ["state", "run_after"], unique=False)
     op.create_table(
         "quarantine",
-        sa.Column(
-            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
-        ),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("blob_sha256", sa.String(length=64), nullable=False),
         sa.Column("reason", sa.String(length=32), nullable=False),
@@ -174,9 +166,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "study",
-        sa.Column(
-            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
-        ),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("attributes", sa.JSON(), nullable=False),
@@ -211,9 +201,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "series",
-        sa.Column(
-            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
-        ),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
@@ -229,10 +217,16 @@ def upgrade() -> None:
         sa.Column("alias_id", sa.String(length=36), nullable=False),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("session_id", sa.String(length=36), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["session_id"], ["session.session_id"], name=op.f("fk_session_alias_session_id")
-        ),
+        sa.ForeignKeyConstraint(["session_id"], ["session.session_id"], name=op.f("fk_session_alias_session_id")),
         sa.PrimaryKeyConstraint("alias_id", name=op.f("pk_session_alias")),
+    )
+    op.create_table(
+        "session_member",
+        sa.Column("session_id", sa.String(length=36), nullable=False),
+        sa.Column("principal", sa.String(length=64), nullable=False),
+        sa.Column("site", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["session_id"], ["session.session_id"], name=op.f("fk_session_member_session_id")),
+        sa.PrimaryKeyConstraint("session_id", "principal", name=op.f("pk_session_member")),
     )
     op.create_table(
         "upload",
@@ -264,9 +258,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "image",
-        sa.Column(
-            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
-        ),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("kind", sa.String(length=12), nullable=False),
         sa.Column("series_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
@@ -303,10 +295,7 @@ def upgrade() -> None:
     op.create_table(
         "delivery",
         sa.Column(
-            "delivery_id",
-            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
-            autoincrement=True,
-            nullable=False,
+            "delivery_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
         ),
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("image_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),

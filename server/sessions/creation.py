@@ -1,0 +1,186 @@
+"""Units of work that make sessions: idempotency, dedup (contract §6), retry, and handing out the upload."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from sqlalchemy import Connection
+
+from server.auth import Principal, Role
+from server.errors import RequestError
+from server.sessions import machine
+from server.sessions.moves import move, note, take_metadata
+from server.sessions.schema import NewSession, canonical
+from storage import sessions, uploads
+from storage.records import SessionRecord, Status, UploadRecord, UploadState, now, timestamp
+
+NameOrder = Callable[[Connection, str, str, str | None], str | None]
+"""Names an order: (tx, site, order, visit) → the order's visit; RequestError `order_visit_mismatch`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What a creation came to; not `new`: an existing session is the answer. `hint` is "retry" or None."""
+
+    session: SessionRecord
+    new: bool
+    duplicate: bool = False
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """The upload to go on with; not `new`: it was there before."""
+
+    session: SessionRecord
+    upload: UploadRecord
+    new: bool
+
+
+def may_see(tx: Connection, record: SessionRecord, who: Principal) -> bool:
+    """Whether `who` may know of the session: its site, its visit, and what the role covers (contract §11)."""
+    if record.site != who.site or not who.sees_visit(record.visit_id):
+        return False
+    if who.visit_id is not None or who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR):
+        return True
+    return sessions.is_member(tx, record.session_id, who.name)
+
+
+def see(tx: Connection, session_id: str, who: Principal) -> SessionRecord:
+    """The session, or RequestError `not_found`: what may not be seen is not there."""
+    record = sessions.find(tx, who.site, session_id)
+    if record is None or not may_see(tx, record, who):
+        raise RequestError("not_found", "there is no such session")
+    return record
+
+
+def create(tx: Connection, new: NewSession, who: Principal, name_order: NameOrder, peer: str | None) -> Created:
+    """Make a session, or find the one that the same creation made, or its duplicate (contract §6)."""
+    visit = _visit(tx, new, who, name_order)
+    known = sessions.find(tx, who.site, new.session_id) if new.session_id else None
+    if known is not None:
+        return _same_again(tx, known, new, visit, who)
+    key = dedup_key(new, who)
+    holder = sessions.by_dedup_key(tx, key) if key else None
+    if holder is not None and not _must_supersede(tx, holder):
+        if new.session_id and new.session_id != holder.session_id:
+            sessions.add_alias(tx, who.site, new.session_id, holder.session_id)
+        sessions.add_member(tx, who.site, holder.session_id, who.name)
+        note(tx, holder, "session.duplicate", who.name, peer, asked_as=new.session_id)
+        hint = "retry" if holder.status is Status.FAILED else None
+        return Created(holder, new=False, duplicate=True, hint=hint)
+    if holder is not None:
+        sessions.change(tx, holder.session_id, holder.status, dedup_key=None)
+    record = _record(new, visit, who, key, holder.session_id if holder else None)
+    position = note(tx, record, "session.created", who.name, peer, supersedes=record.supersedes)
+    record = replace(record, seq=position.seq)
+    sessions.add(tx, record)
+    sessions.add_member(tx, who.site, record.session_id, who.name)
+    return Created(record, new=True)
+
+
+def _visit(tx: Connection, new: NewSession, who: Principal, name_order: NameOrder) -> str | None:
+    visit = new.visit_id.text if new.visit_id else None
+    if new.radiology_order_id is not None:
+        visit = name_order(tx, who.site, new.radiology_order_id.text, visit)
+    if not who.sees_visit(visit):
+        raise RequestError("forbidden", "the token belongs to another visit")
+    return visit
+
+
+def _same_again(
+    tx: Connection, known: SessionRecord, new: NewSession, visit: str | None, who: Principal
+) -> Created:
+    if not may_see(tx, known, who):
+        raise RequestError("session_conflict", "this session_id is taken", fields=["session_id"])
+    wanted = _record(new, visit, who, None, None)
+    names = ["file_name", "file_size", "radiology_order_id", "content_type", "local_file_uuid", "created_by_id",
+             "device_id", "priority", "max_retries", "client_created_at", "local_file_path"]
+    if known.checksum_source == "client" or wanted.checksum_sha256 is not None:
+        names.append("checksum_sha256")
+    differing = [name for name in names if getattr(known, name) != getattr(wanted, name)]
+    if new.metadata is not None and canonical(new.metadata) != canonical(known.metadata):
+        differing.append("metadata")
+    if differing:
+        raise RequestError("session_conflict", f"the session exists with another {', '.join(differing)}",
+                           session_id=known.session_id, fields=differing)
+    return Created(known, new=False)
+
+
+def dedup_key(new: NewSession, who: Principal) -> str | None:
+    """(site, order, declared checksum); without an order the key holds for the same principal (contract §5)."""
+    if new.checksum_sha256 is None:
+        return None
+    whose = f"order:{new.radiology_order_id.text}" if new.radiology_order_id else f"principal:{who.name}"
+    return f"{who.site}|{whose}|{new.checksum_sha256}"
+
+
+def _must_supersede(tx: Connection, holder: SessionRecord) -> bool:
+    if holder.status is Status.FAILED:
+        return not machine.is_retryable(holder.error_code) or holder.retries_left == 0
+    if holder.status in machine.STORED and holder.blob_sha256:
+        blob = uploads.find_blob(tx, holder.site, holder.blob_sha256)
+        return blob is not None and blob.alarm is not None
+    return False
+
+
+def _record(
+    new: NewSession, visit: str | None, who: Principal, key: str | None, supersedes: str | None
+) -> SessionRecord:
+    moment = timestamp()
+    return SessionRecord(
+        session_id=new.session_id or str(uuid.uuid4()), site=who.site, visit_id=visit,
+        radiology_order_id=new.radiology_order_id.text if new.radiology_order_id else None, status=Status.QUEUED,
+        priority=new.priority, file_name=new.file_name, file_size=new.file_size, content_type=new.content_type,
+        checksum_sha256=new.checksum_sha256, checksum_source="client" if new.checksum_sha256 else "server",
+        local_file_path=new.local_file_path, local_file_uuid=new.local_file_uuid,
+        created_by_id=new.created_by_id.text if new.created_by_id else None,
+        device_id=new.device_id.text if new.device_id else None, principal=who.name,
+        numeric_ids=new.numeric_ids(), max_retries=new.max_retries, retry_count=0, error_code=None,
+        error_message=None, metadata=new.metadata, client_created_at=new.client_created_at, created_at=moment,
+        updated_at=moment, metadata_uploaded_at=None, binary_uploaded_at=None, synced_at=None,
+        ack_received_at=None, server_image_id=None, blob_sha256=None, duplicate_of=None, supersedes=supersedes,
+        dedup_key=key, receipt=None, seq=0)
+
+
+def retry(tx: Connection, record: SessionRecord, who: Principal, peer: str | None) -> SessionRecord:
+    """FAILED → QUEUED, at the cost of one retry (contract §7)."""
+    machine.check(record.status, Status.QUEUED)
+    if not machine.is_retryable(record.error_code):
+        raise RequestError("not_retryable", f"{record.error_code} cannot be retried", session_id=record.session_id)
+    if record.retries_left == 0:
+        raise RequestError("retries_exhausted", f"all {record.max_retries} retries are used",
+                           session_id=record.session_id)
+    return move(
+        tx, record, Status.QUEUED, who.name, peer=peer, detail={"retry_count": record.retry_count + 1},
+        retry_count=record.retry_count + 1, error_code=None, error_message=None)
+
+
+def hand_out(
+    tx: Connection, record: SessionRecord, who: Principal, spare_id: str, good_prefix: int,
+    expires_after: timedelta, boot_id: str, raw_metadata: str, peer: str | None,
+) -> Handed:
+    """Give the session's live upload, or make one of the staged blob `spare_id`, which holds `good_prefix` bytes.
+
+    RequestError `metadata_required` from QUEUED without metadata; `invalid_transition` where no bytes are wanted.
+    """
+    if record.status is Status.QUEUED:
+        if record.metadata is None:
+            raise RequestError("metadata_required", "send upload_metadata/ first", session_id=record.session_id)
+        record = take_metadata(tx, record, who.name, record.metadata, peer)
+    if record.status is Status.METADATA_UPLOADED:
+        record = move(tx, record, Status.BINARY_UPLOADING, who.name, peer=peer)
+    if record.status is not Status.BINARY_UPLOADING:
+        machine.check(record.status, Status.BINARY_UPLOADING)
+    live = uploads.live(tx, record.session_id)
+    if live is not None:
+        return Handed(record, live, new=False)
+    upload = UploadRecord(
+        upload_id=spare_id, site=record.site, session_id=record.session_id, principal=who.name,
+        length_bytes=record.file_size, offset_bytes=good_prefix, state=UploadState.OPEN, gone_reason=None,
+        boot_id=boot_id, upload_metadata=raw_metadata, created_at=timestamp(),
+        expires_at=timestamp(now() + expires_after), finished_at=None, blob_sha256=None)
+    uploads.add(tx, upload)
+    note(tx, record, "upload.created", who.name, peer, upload_id=spare_id, offset=good_prefix)
+    return Handed(record, upload, new=True)
