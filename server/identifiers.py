@@ -21,7 +21,7 @@ def parse_id(value: object, field: str) -> OutsideId:
     """A JSON number or string as an id; RequestError `invalid_field` naming `field` for anything else."""
     numeric = isinstance(value, int) and not isinstance(value, bool)
     text = str(value)
-    if not (numeric or isinstance(value, str)) or not PATTERN.fullmatch(text) or text.startswith("-") and numeric:
+    if not (numeric or isinstance(value, str)) or not PATTERN.fullmatch(text) or (text.startswith("-") and numeric):
         raise RequestError("invalid_field", f"{field} must be 1 to 64 of A-Z a-z 0-9 . _ -", field=field)
     return OutsideId(text, numeric)
 

@@ -64,7 +64,7 @@ async def request_id(request: web.Request, handler: Handler) -> web.StreamRespon
     structlog.contextvars.bind_contextvars(request_id=name)
     try:
         response = await handler(request)
-    except Exception as error:  # noqa: BLE001 - the rim: whatever it was, the client gets a problem body
+    except Exception as error:
         if isinstance(error, web.HTTPException) and error.status < 400:
             raise
         known = as_app_error(error)

@@ -1,8 +1,19 @@
 """The tables (SQLAlchemy Core). Migrations make them; triggers.py guards them. Every row names its site."""
 
 from sqlalchemy import (
-    JSON, BigInteger, Boolean, Column, ForeignKeyConstraint, Index, Integer, MetaData, String, Table, Text,
-    UniqueConstraint, text,
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(

@@ -13,7 +13,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, OKPKey
 
 from server.errors import RequestError
-from storage.records import AuditPosition, SessionRecord, timestamp
+from server.filing import Inspection
+from storage.records import AuditPosition, ImageRecord, SessionRecord, timestamp
 
 ALGORITHMS = ["Ed25519", "EdDSA"]
 """What verifiers accept; we sign with the first."""
@@ -56,13 +57,13 @@ def open_signer(directory: Path) -> Signer:
 
 
 def session_claims(
-    record: SessionRecord, image: dict[str, Any], file_sha256: str, size_bytes: int, position: AuditPosition
+    record: SessionRecord, image: ImageRecord, inspection: Inspection, position: AuditPosition
 ) -> dict[str, Any]:
-    """What a session's receipt says: digests, size, image, time, and its place in the audit chain."""
+    """What a session's receipt says: digests of its own file, size in bytes, image, time, place in the audit chain."""
     return {
-        "session_id": record.session_id, "site": record.site, "file_sha256": file_sha256,
-        "dataset_sha256": image["dataset_sha256"], "size": size_bytes, "image_id": image["id"],
-        "sop_instance_uid": image["sop_instance_uid"], "stored_at": timestamp(),
+        "session_id": record.session_id, "site": record.site, "file_sha256": inspection.sha256,
+        "dataset_sha256": inspection.dataset_sha256, "size": inspection.size_bytes, "image_id": image.id,
+        "sop_instance_uid": image.sop_instance_uid, "stored_at": timestamp(),
         "audit_seq": position.seq, "audit_hash": position.row_hash,
     }
 
@@ -70,7 +71,7 @@ def session_claims(
 def verify(receipt: str, public_jwks: list[dict[str, Any]]) -> dict[str, Any]:
     """The claims of a genuine receipt; RequestError `bad_request` for any other text."""
     try:
-        keys = KeySet.import_key_set({"keys": public_jwks})  # type: ignore[typeddict-item]  # JWKs come from rows
+        keys = KeySet.import_key_set({"keys": public_jwks})
         signed = jws.deserialize_compact(receipt.strip(), keys, ALGORITHMS)
         claims = json.loads(signed.payload)
     except (JoseError, ValueError, KeyError) as error:

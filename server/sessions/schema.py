@@ -164,8 +164,9 @@ def optional_id(value: object, field: str) -> OutsideId | None:
 def new_session(body: CreateSession, visit_id: OutsideId | None) -> NewSession:
     """The creation that a REST body asks for, under the visit of its URL."""
     fields = body.model_dump()
-    ids = {name: optional_id(fields.pop(name), name) for name in ID_FIELDS if name != "visit_id"}
-    return NewSession(**fields, **ids, visit_id=visit_id)
+    for name in ("radiology_order_id", "created_by_id", "device_id"):
+        fields[name] = optional_id(fields[name], name)
+    return NewSession(**fields, visit_id=visit_id)
 
 
 def session_json(

@@ -114,3 +114,8 @@ class Lists(Protocol):
     def keys(self, area: str) -> AsyncIterator[BlobKey]:
         """Every key of an area, in no order."""
         ...
+
+
+def boot_id() -> str:
+    """The id of this boot of the machine: bytes written before another boot count only if they were flushed."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

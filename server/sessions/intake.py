@@ -1,0 +1,353 @@
+"""Answers the upload protocols: admits uploads, and turns a finished one into a stored image."""
+
+import asyncio
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Connection
+
+from server.admission import Admission, NewUpload, Verdict
+from server.auth import Principal, Role
+from server.errors import AppError, RequestError, SessionFailure
+from server.filing import Files, Inspection, Origin
+from server.identifiers import OutsideId, parse_text_id
+from server.sessions import creation, machine, receipts
+from server.sessions.moves import fail, move, note
+from server.sessions.schema import CreateSession, NewSession, parse
+from server.worker import Done, Tasks
+from storage import jobs, sessions, uploads
+from storage.blobs.base import Sealed, Span, boot_id, staging
+from storage.errors import Conflict, NotFound
+from storage.records import (
+    Door,
+    JobRecord,
+    SessionRecord,
+    Sha256,
+    Status,
+    UploadRecord,
+    UploadState,
+    timestamp,
+)
+from storage.store import Store
+
+SMALL_BYTES = 4 * 1024 * 1024
+"""Up to this size finish and ingest are one transaction (contract §2): the header is read before it."""
+LEASE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """Limits of what comes in. Sizes in bytes."""
+
+    max_size_bytes: int
+    expires_after: timedelta
+    sync_wait_s: float = 5.0
+
+
+def claims_dicom(file_name: str, content_type: str | None) -> bool:
+    """Whether the sender calls it DICOM; then anything else is refused (contract §10)."""
+    return (content_type or "").split(";")[0].strip().lower() == "application/dicom" or file_name.lower().endswith(
+        (".dcm", ".dicom"))
+
+
+class Intake:
+    """The UploadPolicy of the sessions."""
+
+    def __init__(
+        self, store: Store, files: Files, signer: receipts.Signer, name_order: creation.NameOrder, tasks: Tasks,
+        settings: IntakeSettings,
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._signer = signer
+        self._name_order = name_order
+        self._tasks = tasks
+        self._settings = settings
+
+    # --- creation -----------------------------------------------------------------------------------
+
+    async def admit(self, new: NewUpload, who: Principal) -> Admission:
+        """Find or make the session of an upload, and hand the upload out."""
+        who.require(Role.UPLOADER)
+        if new.length_bytes > self._settings.max_size_bytes:
+            raise RequestError("file_too_large", f"at most {self._settings.max_size_bytes} bytes are taken")
+        record = await self._session_of(new, who)
+        if record.status in machine.STORED:
+            upload = await self._store.read(lambda tx: uploads.live(tx, record.session_id))
+            if upload is not None:
+                return Admission(upload, created=False)
+        handed = await self.hand_out(record, who, new.raw_metadata, new.peer)
+        return Admission(handed.upload, handed.new)
+
+    async def _session_of(self, new: NewUpload, who: Principal) -> SessionRecord:
+        values = _texts(new)
+        session_id = values.get("session_id")
+        if session_id:
+            known = await self._store.read(lambda tx: sessions.find(tx, who.site, session_id))
+            if known is not None:
+                return await self._existing(new, session_id, who)
+        wanted = _new_session(new, values)
+
+        def unit(tx: Connection) -> SessionRecord:
+            created = creation.create(tx, wanted, who, self._name_order, new.peer)
+            if created.hint == "retry":
+                return creation.retry(tx, created.session, who, new.peer)
+            return created.session
+
+        return await self._store.write(unit)
+
+    async def _existing(self, new: NewUpload, session_id: str, who: Principal) -> SessionRecord:
+        def unit(tx: Connection) -> SessionRecord:
+            record = creation.see(tx, session_id, who)
+            if record.file_size != new.length_bytes:
+                raise RequestError("session_conflict", f"the session's file has {record.file_size} bytes",
+                                   session_id=record.session_id, fields=["file_size"])
+            return creation.retry(tx, record, who, new.peer) if record.status is Status.FAILED else record
+
+        return await self._store.write(unit)
+
+    async def hand_out(
+        self, record: SessionRecord, who: Principal, raw_metadata: str, peer: str | None
+    ) -> creation.Handed:
+        """The session's upload; a staged blob is made before the row that names it."""
+        live = await self._store.read(lambda tx: uploads.live(tx, record.session_id))
+        spare_id, prefix = str(uuid.uuid4()), 0
+        if live is None:
+            await self._store.blobs.create(staging(record.site, spare_id))
+            prefix = await self._good_prefix(record, spare_id)
+
+        def unit(tx: Connection) -> creation.Handed:
+            present = creation.see(tx, record.session_id, who)
+            return creation.hand_out(
+                tx, present, who, spare_id, prefix, self._settings.expires_after, boot_id(), raw_metadata, peer)
+
+        used = False
+        try:
+            handed = await self._store.write(unit)
+            used = handed.new
+            return handed
+        finally:
+            if live is None and not used:
+                await self._store.blobs.delete(staging(record.site, spare_id))
+
+    async def _good_prefix(self, record: SessionRecord, spare_id: str) -> int:
+        """After STAGING_LOST the new upload starts with the bytes that were known to be durable (contract §2)."""
+        lost = await self._store.read(lambda tx: uploads.latest(tx, record.session_id))
+        if lost is None or lost.gone_reason != "STAGING_LOST" or lost.offset_bytes == 0:
+            return 0
+        old = staging(record.site, lost.upload_id)
+        try:
+            if await self._store.blobs.size(old) < lost.offset_bytes:
+                return 0
+            return await self._store.blobs.append(
+                staging(record.site, spare_id), 0, self._store.blobs.read(old, Span(0, lost.offset_bytes)))
+        except NotFound:
+            return 0
+
+    # --- access -------------------------------------------------------------------------------------
+
+    async def authorize(self, upload: UploadRecord, who: Principal, *, reading: bool) -> None:
+        """Who may see the session may use its upload; writing needs the uploader's role too."""
+        await self._store.read(lambda tx: creation.see(tx, upload.session_id, who))
+        if not reading:
+            who.require(Role.UPLOADER)
+
+    async def expected_sha256(self, upload: UploadRecord) -> str | None:
+        """The session's checksum."""
+        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
+        return record.checksum_sha256
+
+    async def refusal(self, upload: UploadRecord) -> AppError | None:
+        """`gone` with the session's error while the upload is gone or its session FAILED (contract §5)."""
+        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
+        if upload.state is not UploadState.GONE and record.status is not Status.FAILED:
+            return None
+        why = record.error_message or "the upload was ended"
+        return RequestError("gone", why, session_id=record.session_id, error_code=record.error_code)
+
+    # --- the end of an upload -----------------------------------------------------------------------
+
+    async def failed(self, upload: UploadRecord, failure: SessionFailure) -> None:
+        """Session FAILED and, where §2 says so, the upload gone: one transaction; then its bytes are freed."""
+
+        def unit(tx: Connection) -> None:
+            record = sessions.get(tx, upload.site, upload.session_id)
+            if record.status in machine.ACTIVE:
+                fail(tx, record, failure, "server")
+            elif not machine.keeps_upload(failure.code):
+                uploads.end(tx, upload.upload_id, failure.code)
+
+        await self._store.write(unit)
+        if not machine.keeps_upload(failure.code) and failure.code != "STAGING_LOST":
+            await self._store.blobs.delete(staging(upload.site, upload.upload_id))
+
+    async def terminated(self, upload: UploadRecord, who: Principal) -> None:
+        """DELETE (contract §5): unfinished, the session is CLIENT_ABORTED; finished, everything goes on."""
+
+        def unit(tx: Connection) -> None:
+            record = sessions.get(tx, upload.site, upload.session_id)
+            if record.status in machine.ACTIVE:
+                fail(tx, record, SessionFailure("CLIENT_ABORTED", "the sender deleted the upload"), who.name)
+            note(tx, record, "upload.terminated", who.name, upload_id=upload.upload_id)
+            uploads.end(tx, upload.upload_id, "CLIENT_ABORTED")
+
+        await self._store.write(unit)
+        await self._store.blobs.delete(staging(upload.site, upload.upload_id))
+
+    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None) -> Verdict | None:
+        """Every byte is held: note it and file the content; None when that takes longer than `sync_wait_s`."""
+        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
+        if upload.state is UploadState.OPEN and sealed.size_bytes <= SMALL_BYTES:
+            inspected = await self._inspect(record, sealed.sha256, sealed.size_bytes)
+
+            def at_once(tx: Connection) -> Verdict:
+                present = self._finish(tx, upload, sealed, peer)
+                return self._file(tx, present, inspected)
+
+            return await self._store.write(at_once)
+        if upload.state is UploadState.OPEN:
+
+            def finish(tx: Connection) -> JobRecord:
+                self._finish(tx, upload, sealed, peer)
+                return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, LEASE_S)
+
+            job = await self._store.write(finish)
+        else:
+            job = await self._store.write(
+                lambda tx: jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, LEASE_S))
+        ingesting = self._tasks.spawn(self._ingest(job), f"ingest-{upload.upload_id}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.sync_wait_s):
+                return await asyncio.shield(ingesting)
+        return None
+
+    async def run_job(self, job: JobRecord) -> Done:
+        """Ingest what a crash left."""
+        await self._ingest(job)
+        return Done()
+
+    async def _ingest(self, job: JobRecord) -> Verdict:
+        upload = await self._store.read(lambda tx: uploads.get(tx, job.subject))
+        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
+        assert upload.blob_sha256 is not None, "the job is queued by the finish"
+        verdict = _known_verdict(record)
+        if verdict is not None:
+            await self._store.write(lambda tx: jobs.done(tx, job))
+            return verdict
+        inspected = await self._inspect(record, Sha256(upload.blob_sha256), upload.length_bytes)
+
+        def unit(tx: Connection) -> Verdict:
+            jobs.done(tx, job)
+            present = sessions.get(tx, upload.site, upload.session_id)
+            return _known_verdict(present) or self._file(tx, present, inspected)
+
+        return await self._store.write(unit)
+
+    async def _inspect(self, record: SessionRecord, sha256: Sha256, size_bytes: int) -> Inspection | SessionFailure:
+        try:
+            return await self._files.inspect(sha256, size_bytes, _origin(record))
+        except SessionFailure as failure:
+            return failure
+
+    def _finish(self, tx: Connection, upload: UploadRecord, sealed: Sealed, peer: str | None) -> SessionRecord:
+        """Facts before action: all bytes are here and durable, whatever becomes of them."""
+        record = sessions.get(tx, upload.site, upload.session_id)
+        if record.status is not Status.BINARY_UPLOADING:
+            raise Conflict("the session moved on")
+        uploads.add_blob(tx, upload.site, sealed.sha256, sealed.size_bytes, repaired=not sealed.existed)
+        uploads.finish(tx, upload.upload_id, sealed.sha256)
+        position = note(tx, record, "upload.finished", upload.principal, peer,
+                        upload_id=upload.upload_id, size=sealed.size_bytes, sha256=sealed.sha256)
+        columns = {} if record.checksum_sha256 else {"checksum_sha256": sealed.sha256}
+        sessions.change(tx, record.session_id, record.status, binary_uploaded_at=timestamp(),
+                        blob_sha256=sealed.sha256, seq=position.seq, **columns)
+        return sessions.get(tx, upload.site, upload.session_id)
+
+    def _file(self, tx: Connection, record: SessionRecord, inspected: Inspection | SessionFailure) -> Verdict:
+        """Rows of the PACS, SYNCED, receipt, audit: one transaction, or FAILED with the reason."""
+        if isinstance(inspected, SessionFailure):
+            fail(tx, record, inspected, "server")
+            return Verdict(Status.FAILED, inspected)
+        filed = self._files.file(tx, inspected, _origin(record))
+        if filed.failure is not None or filed.image is None:
+            failure = filed.failure or SessionFailure("INTERNAL")
+            fail(tx, record, failure, "server")
+            return Verdict(Status.FAILED, failure)
+        position = note(tx, record, "session.stored", "server", image_id=filed.image.id, sha256=inspected.sha256,
+                        deduplicated=filed.deduplicated)
+        claims = receipts.session_claims(record, filed.image, inspected, position)
+        columns = {"duplicate_of": twin} if (twin := _twin(tx, record)) else {}
+        move(tx, record, Status.SYNCED, "server", server_image_id=filed.image.id, synced_at=timestamp(),
+             receipt=self._signer.sign(claims), **columns)
+        return Verdict(Status.SYNCED)
+
+
+def _origin(record: SessionRecord) -> Origin:
+    return Origin(
+        site=record.site, door=Door.TUS, actor=record.principal,
+        claims_dicom=claims_dicom(record.file_name, record.content_type),
+        radiology_order_id=record.radiology_order_id, session_id=record.session_id, file_name=record.file_name,
+        content_type=record.content_type)
+
+
+def _known_verdict(record: SessionRecord) -> Verdict | None:
+    if record.status in machine.STORED:
+        return Verdict(Status.SYNCED)
+    if record.status is Status.FAILED and record.error_code:
+        return Verdict(Status.FAILED, SessionFailure(record.error_code, record.error_message or ""))
+    return None
+
+
+def _twin(tx: Connection, record: SessionRecord) -> str | None:
+    """Another stored session of the same order with the checksum that only the server computed (contract §6)."""
+    if record.checksum_source != "server" or record.radiology_order_id is None or record.blob_sha256 is None:
+        return None
+    for other in sessions.of_blob(tx, record.site, record.blob_sha256):
+        same_order = other.radiology_order_id == record.radiology_order_id
+        if same_order and other.session_id != record.session_id and other.status in machine.STORED:
+            return other.session_id
+    return None
+
+
+KEYS = ("filename", "name", "filetype", "type", "relativePath", "session_id", "visit_id", "radiology_order_id",
+        "checksum_sha256", "sha256", "local_file_uuid", "device_id", "created_by_id", "priority")
+"""What is read of Upload-Metadata (contract §5); other keys are kept with the upload, unread."""
+
+
+def _texts(new: NewUpload) -> dict[str, str]:
+    """The known keys as text; RequestError `invalid_metadata` for bytes that are not UTF-8."""
+    texts = {}
+    for key in KEYS:
+        if value := new.metadata.get(key):
+            try:
+                texts[key] = value.decode()
+            except UnicodeDecodeError as error:
+                raise RequestError("invalid_metadata", f"{key} is not UTF-8", field=key) from error
+    return texts
+
+
+def _name(texts: dict[str, str]) -> str:
+    """A file name fit to show: the last part of a path, no control characters, at most 255 characters."""
+    name = texts.get("filename") or texts.get("name") or texts.get("relativePath") or "upload"
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in last if character.isprintable())[:255] or "upload"
+
+
+def _new_session(new: NewUpload, texts: dict[str, str]) -> NewSession:
+    checksum = texts.get("checksum_sha256") or texts.get("sha256")
+    body = parse(CreateSession, {
+        "file_name": _name(texts), "file_size": new.length_bytes, "checksum_sha256": checksum or "0" * 64,
+        "content_type": texts.get("filetype") or texts.get("type"), "session_id": texts.get("session_id"),
+        "local_file_uuid": texts.get("local_file_uuid"), "priority": texts.get("priority", "ROUTINE")})
+
+    def outside(key: str) -> OutsideId | None:
+        return parse_text_id(texts[key], key) if key in texts else None
+
+    return NewSession(
+        file_name=body.file_name, file_size=body.file_size, content_type=body.content_type,
+        checksum_sha256=body.checksum_sha256 if checksum else None, session_id=body.session_id,
+        local_file_uuid=body.local_file_uuid, priority=body.priority, visit_id=outside("visit_id"),
+        radiology_order_id=outside("radiology_order_id"), created_by_id=outside("created_by_id"),
+        device_id=outside("device_id"), metadata={})

@@ -1,0 +1,173 @@
+"""Runs what was queued: the durable jobs, periodic sweeps, and tasks that outlive a request. Knows no feature."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+from storage import jobs
+from storage.errors import Conflict, StorageError
+from storage.records import JobRecord
+from storage.store import Store
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Tasks:
+    """The one task group of the process; a task's failure goes to whoever awaits it, never to its siblings."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> "Tasks":
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *reason: Any) -> None:  # the three values that `async with` gives
+        await self._group.__aexit__(*reason)
+
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> "asyncio.Future[T]":
+        """Run `work` in the group; the future has its result or its failure."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def guarded() -> None:
+            try:
+                result = await work
+            except asyncio.CancelledError:
+                future.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001 - the rim of the task: its failure is its awaiter's
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # nobody may be waiting any more: the failure was logged where it arose
+            else:
+                if not future.done():
+                    future.set_result(result)
+
+        self._group.create_task(guarded(), name=name)
+        return future
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential backoff in seconds, with jitter so that many waiters do not come back at once."""
+
+    first_s: float = 5.0
+    most_s: float = 600.0
+
+    def delay_s(self, attempt: int) -> float:
+        """How long to wait after the `attempt`-th failure, counted from 1."""
+        full = min(self.most_s, self.first_s * 2.0 ** min(attempt - 1, 30))
+        return full * (0.75 + random.random() / 4)  # noqa: S311 - jitter, no secret
+
+
+class Done:
+    """A job's handler has ended its job itself, in the transaction that its work was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A job's handler could not do it now."""
+
+    reason: str
+
+
+Handler = Callable[[JobRecord], Awaitable[Done | Later]]
+
+
+class Worker:
+    """Claims due jobs and runs their handlers, a bounded number of each kind at once."""
+
+    LEASE_S = 60.0
+    POLL_S = 1.0
+
+    def __init__(
+        self, store: Store, handlers: Mapping[str, Handler], *, per_kind: int = 4, backoff: Backoff | None = None
+    ) -> None:
+        self._store = store
+        self._handlers = handlers
+        self._per_kind = per_kind
+        self._backoff = backoff or Backoff()
+        self._wake = {kind: asyncio.Event() for kind in handlers}
+        self._stopping = False
+
+    def wake(self, kind: str) -> None:
+        """Work of that kind was just queued: look now rather than at the next poll."""
+        self._wake[kind].set()
+
+    def start(self, tasks: Tasks) -> None:
+        """Begin in `tasks`."""
+        for kind in self._handlers:
+            for number in range(self._per_kind):
+                tasks.spawn(self._run(kind), f"worker-{kind}-{number}")
+
+    def stop(self) -> None:
+        """Claim nothing more; what runs is finished."""
+        self._stopping = True
+        for event in self._wake.values():
+            event.set()
+
+    async def _run(self, kind: str) -> None:
+        while not self._stopping:
+            try:
+                held = await self._store.write(lambda tx: jobs.claim(tx, (kind,), self.LEASE_S))
+            except StorageError as error:
+                log.warning("worker.storage", kind=kind, reason=str(error))
+                held = None
+            if held is None:
+                await self._rest(kind)
+            else:
+                await self._carry_out(held)
+
+    async def _rest(self, kind: str) -> None:
+        event = self._wake[kind]
+        try:
+            async with asyncio.timeout(self.POLL_S):
+                await event.wait()
+        except TimeoutError:
+            return
+        if not self._stopping:
+            event.clear()
+
+    async def _carry_out(self, held: JobRecord) -> None:
+        try:
+            outcome = await self._with_lease(held)
+        except StorageError as error:
+            outcome = Later(str(error))
+        except Exception:
+            log.exception("worker.failed", kind=held.kind, job_id=held.job_id)
+            outcome = Later("it failed on our side")
+        if isinstance(outcome, Later):
+            delay_s, reason = self._backoff.delay_s(held.attempt), outcome.reason
+            try:
+                await self._store.write(lambda tx: jobs.later(tx, held, delay_s, reason))
+            except StorageError as error:
+                log.warning("worker.lost_lease", kind=held.kind, job_id=held.job_id, reason=str(error))
+
+    async def _with_lease(self, held: JobRecord) -> Done | Later:
+        work = asyncio.ensure_future(self._handlers[held.kind](held))
+        try:
+            while True:
+                finished, _ = await asyncio.wait([work], timeout=self.LEASE_S / 3)
+                if finished:
+                    return work.result()
+                try:
+                    await self._store.write(lambda tx: jobs.extend(tx, held, self.LEASE_S))
+                except Conflict:
+                    work.cancel()  # fenced: another worker has it
+        finally:
+            work.cancel()
+
+
+async def every(period_s: float, name: str, sweep: Callable[[], Awaitable[object]]) -> None:
+    """Run `sweep` again and again; a failing one is logged and comes again."""
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await sweep()
+        except Exception:
+            log.exception("sweep.failed", name=name)
