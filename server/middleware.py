@@ -40,13 +40,17 @@ def as_app_error(error: Exception) -> AppError:
     return RequestError("internal_error")
 
 
-def problem(error: AppError, headers: dict[str, str] | None = None) -> web.Response:
-    """An error as application/problem+json (RFC 9457 §3)."""
-    body = {
+def problem_body(error: AppError) -> dict[str, object]:
+    """The members of a problem (RFC 9457 §3.1) and ours (contract §4)."""
+    return {
         "type": f"/problems/{error.code}", "title": error.title, "status": error.status, "code": error.code,
         "detail": error.detail, "retryable": error.retryable, **error.members,
     }
-    response = web.json_response(body, status=error.status, content_type="application/problem+json")
+
+
+def problem(error: AppError, headers: dict[str, str] | None = None) -> web.Response:
+    """An error as application/problem+json (RFC 9457 §3)."""
+    response = web.json_response(problem_body(error), status=error.status, content_type="application/problem+json")
     response.headers["Cache-Control"] = "no-store"
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"

@@ -94,7 +94,8 @@ def listing(
     if error_codes is not None:
         query = query.where(session.c.error_code.in_(error_codes))
     for column, value in (
-        (session.c.visit_id, visit_id), (session.c.radiology_order_id, radiology_order_id), (session.c.device_id, device_id),
+        (session.c.visit_id, visit_id), (session.c.radiology_order_id, radiology_order_id),
+        (session.c.device_id, device_id),
     ):
         if value is not None:
             query = query.where(column == value)

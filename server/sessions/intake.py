@@ -278,9 +278,8 @@ class Intake:
         position = note(tx, record, "session.stored", "server", image_id=filed.image.id, sha256=inspected.sha256,
                         deduplicated=filed.deduplicated)
         claims = receipts.session_claims(record, filed.image, inspected, position)
-        columns = {"duplicate_of": twin} if (twin := _twin(tx, record)) else {}
         move(tx, record, Status.SYNCED, "server", server_image_id=filed.image.id, synced_at=timestamp(),
-             receipt=self._signer.sign(claims), **columns)
+             receipt=self._signer.sign(claims), duplicate_of=_twin(tx, record))
         return Verdict(Status.SYNCED)
 
 

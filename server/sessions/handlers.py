@@ -1,0 +1,242 @@
+"""The session routes under both roots (contract §4): parse, call the use case, answer."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from sqlalchemy import Connection
+
+from server.admission import Verdict
+from server.auth import principal_of
+from server.errors import SESSION_FAILURES, RequestError
+from server.identifiers import parse_text_id
+from server.middleware import problem_body, route_of
+from server.sessions import machine, schema
+from server.sessions.service import Caller, SessionService, View
+from storage.records import ImageRecord, SessionRecord, Status, UploadRecord
+from storage.store import Store
+
+ROOTS = ("/api/v1/visits/{visit_id}/radiology/upload-sessions", "/api/v1/upload-sessions")
+CHUNK_BYTES = (64 * 1024, 64 * 1024 * 1024)
+"""The least and the most that `upload_binary/` advises as chunk_size."""
+RETRYABLE = tuple(code for code, meaning in SESSION_FAILURES.items() if meaning.retryable)
+MAX_LIMIT = 500
+
+Complete = Callable[[str, str | None], Awaitable[Verdict | None]]
+DescribeImage = Callable[[Connection, ImageRecord, str], dict[str, Any]]
+BaseUrl = Callable[[web.Request], str]
+
+
+async def json_body(request: web.Request) -> Any:  # JSON of any shape, parsed by schema.parse
+    """The body as JSON, {} when there is none. RequestError `invalid_json`."""
+    raw = await request.read()
+    if not raw:
+        return {}
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("invalid_json", "the body is not JSON") from error
+
+
+def caller_of(request: web.Request) -> Caller:
+    """Who calls, under which visit."""
+    visit = request.match_info.get("visit_id")
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and len(key) > 128:
+        raise RequestError("invalid_header", "Idempotency-Key is longer than 128 characters")
+    return Caller(principal_of(request), parse_text_id(visit, "visit_id") if visit else None, request.remote,
+                  key, route_of(request))
+
+
+class SessionHandlers:
+    """One method per call."""
+
+    def __init__(
+        self, store: Store, service: SessionService, complete: Complete, describe_image: DescribeImage,
+        base_url: BaseUrl,
+    ) -> None:
+        self._store = store
+        self._service = service
+        self._complete = complete
+        self._describe_image = describe_image
+        self._base_url = base_url
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every route, with and without the trailing slash: never a redirect."""
+        calls: list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
+            ("POST", "create_session", self.create), ("POST", "batch", self.batch),
+            ("GET", "pending", self.pending), ("GET", "failed", self.failed), ("GET", "", self.listing),
+            ("POST", "{session_id}/upload_metadata", self.upload_metadata),
+            ("POST", "{session_id}/upload_binary", self.upload_binary),
+            ("POST", "{session_id}/acknowledge", self.acknowledge), ("POST", "{session_id}/retry", self.retry),
+            ("POST", "{session_id}/cancel", self.cancel),
+            ("POST", "{session_id}/report_failure", self.report_failure),
+            ("GET", "{session_id}/history", self.history), ("GET", "{session_id}/receipt", self.receipt),
+            ("GET", "{session_id}", self.show),
+        ]
+        return [
+            web.route(method, path, handler)
+            for root in ROOTS for method, name, handler in calls
+            for path in ({f"{root}/{name}", f"{root}/{name}/"} if name else {root, f"{root}/"})]
+
+    async def create(self, request: web.Request) -> web.Response:
+        """`create_session/`."""
+        caller = caller_of(request)
+        body = schema.parse(schema.CreateSession, await json_body(request))
+        status, created = await self._service.create(body, caller)
+        answer = await self._json(request, created.session, duplicate=created.duplicate)
+        if created.hint:
+            answer["hint"] = created.hint
+        response = _answer(answer, status)
+        response.headers["Location"] = answer["links"]["self"]
+        return response
+
+    async def batch(self, request: web.Request) -> web.Response:
+        """`batch/`: each creation is answered for itself, and confirmed when it brings its metadata."""
+        caller = caller_of(request)
+        results = []
+        for item in schema.parse(schema.Batch, await json_body(request)).sessions:
+            try:
+                body = schema.parse(schema.CreateSession, item)
+                status, created = await self._service.create(body, caller)
+                record = created.session
+                if body.metadata is not None and record.status is Status.QUEUED:
+                    record, _ = await self._service.upload_metadata(record.session_id, body.metadata, caller)
+                results.append({"status": status, "session": await self._json(
+                    request, record, duplicate=created.duplicate)})
+            except RequestError as error:
+                results.append({"status": error.status, "problem": problem_body(error)})
+        return _answer({"results": results})
+
+    async def upload_metadata(self, request: web.Request) -> web.Response:
+        """`upload_metadata/`."""
+        body = schema.parse(schema.UploadMetadata, await json_body(request))
+        record, replayed = await self._service.upload_metadata(
+            request.match_info["session_id"], body.metadata, caller_of(request))
+        return _answer({**await self._json(request, record), "replayed": replayed})
+
+    async def upload_binary(self, request: web.Request) -> web.Response:
+        """`upload_binary/`: hands out the upload; carries no bytes."""
+        caller = caller_of(request)
+        body = schema.parse(schema.UploadBinary, await json_body(request))
+        session, upload = await self._service.upload_binary(request.match_info["session_id"], caller)
+        view = await self._service.view_of(session, caller.who)
+        if view.bytes_received == upload.length_bytes:
+            await self._complete(upload.upload_id, caller.peer)
+            view = await self._service.view(session.session_id, caller)
+        return _answer(self._upload_json(request, view, upload, body.chunk_size))
+
+    def _upload_json(
+        self, request: web.Request, view: View, upload: UploadRecord, chunk_size: int
+    ) -> dict[str, Any]:
+        least, most = CHUNK_BYTES
+        return {
+            "session_id": view.record.session_id, "status": view.record.status,
+            "upload_url": f"{self._base_url(request)}/files/{upload.upload_id}",
+            "upload_offset": view.bytes_received, "upload_length": upload.length_bytes,
+            "chunk_size": min(max(chunk_size, least), most), "protocols": ["tus"],
+            "upload_expires": upload.expires_at}
+
+    async def acknowledge(self, request: web.Request) -> web.Response:
+        """`acknowledge/`: only its 200 permits deletion."""
+        caller = caller_of(request)
+        body = schema.parse(schema.Acknowledge, await json_body(request))
+        record, replayed = await self._service.acknowledge(request.match_info["session_id"], body, caller)
+        device = str(body.device_id) if body.device_id is not None else None
+        answer = await self._json(request, record, device=device)
+        return _answer({**answer, "replayed": replayed, "receipt": record.receipt})
+
+    async def retry(self, request: web.Request) -> web.Response:
+        """`retry/`."""
+        schema.parse(schema.Retry, await json_body(request))
+        return _answer(await self._service.retry(request.match_info["session_id"], caller_of(request)))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """`cancel/`."""
+        body = schema.parse(schema.Cancel, await json_body(request))
+        record = await self._service.cancel(request.match_info["session_id"], body, caller_of(request))
+        return _answer(await self._json(request, record))
+
+    async def report_failure(self, request: web.Request) -> web.Response:
+        """`report_failure/`."""
+        body = schema.parse(schema.ReportFailure, await json_body(request))
+        record = await self._service.report_failure(request.match_info["session_id"], body, caller_of(request))
+        return _answer(await self._json(request, record))
+
+    async def show(self, request: web.Request) -> web.Response:
+        """`GET {id}/`; `?device_id=` asks whether that device may delete."""
+        device = request.query.get("device_id")
+        view = await self._service.view(request.match_info["session_id"], caller_of(request), device)
+        return _answer(await self._view_json(request, view))
+
+    async def history(self, request: web.Request) -> web.Response:
+        """`history/`."""
+        rows = await self._service.history(request.match_info["session_id"], caller_of(request))
+        return _answer({"results": rows})
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        """`receipt/`."""
+        receipt = await self._service.receipt(request.match_info["session_id"], caller_of(request))
+        return _answer({"receipt": receipt, "jwks": f"{self._base_url(request)}/.well-known/jwks.json"})
+
+    async def pending(self, request: web.Request) -> web.Response:
+        """`pending/`: not finished, or stored and waiting for the ACK."""
+        return await self._list(request, statuses=(*machine.ACTIVE, Status.SYNCED))
+
+    async def failed(self, request: web.Request) -> web.Response:
+        """`failed/`: still retryable; `include_exhausted=true` for all."""
+        if request.query.get("include_exhausted") == "true":
+            return await self._list(request, statuses=(Status.FAILED,))
+        return await self._list(request, statuses=(Status.FAILED,), error_codes=RETRYABLE, retries_left=True)
+
+    async def listing(self, request: web.Request) -> web.Response:
+        """`GET ./`."""
+        query = request.query
+        filters: dict[str, Any] = {}
+        if "status" in query:
+            try:
+                filters["statuses"] = tuple(Status(word) for word in query["status"].split(","))
+            except ValueError as error:
+                raise RequestError("invalid_field", "status is not one of the seven", field="status") from error
+        if "error_code" in query:
+            filters["error_codes"] = (query["error_code"],)
+        return await self._list(request, **filters)
+
+    async def _list(self, request: web.Request, **filters: Any) -> web.Response:  # see storage.sessions.listing
+        caller, query = caller_of(request), request.query
+        limit = _integer(query.get("limit", "100"), "limit", MAX_LIMIT)
+        cursor = query.get("cursor")
+        records = await self._service.listing(
+            caller, limit + 1, radiology_order_id=query.get("radiology_order_id"), device_id=query.get("device_id"),
+            updated_after=query.get("updated_after"),
+            before_seq=_integer(cursor, "cursor", 2**53) if cursor else None, **filters)
+        page = records[:limit]
+        results = [await self._json(request, record) for record in page]
+        return _answer({"results": results, "next_cursor": str(page[-1].seq) if len(records) > limit else None})
+
+    async def _json(
+        self, request: web.Request, record: SessionRecord, *, duplicate: bool = False, device: str | None = None
+    ) -> dict[str, Any]:
+        view = await self._service.view_of(record, principal_of(request), device)
+        return await self._view_json(request, view, duplicate)
+
+    async def _view_json(self, request: web.Request, view: View, duplicate: bool = False) -> dict[str, Any]:
+        base_url = self._base_url(request)
+        images = []
+        if view.images:
+            images = await self._store.read(
+                lambda tx: [self._describe_image(tx, image, base_url) for image in view.images])
+        return schema.session_json(
+            view.record, base_url=base_url, bytes_received=view.bytes_received, images=images, safe=view.safe,
+            owner=view.owner, duplicate=duplicate or view.record.duplicate_of is not None)
+
+
+def _integer(text: str, field: str, most: int) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise RequestError("invalid_field", f"{field} must be a number from 1 to {most}", field=field)
+    return int(text)
+
+
+def _answer(body: dict[str, Any], status: int = 200) -> web.Response:
+    return web.json_response(body, status=status, headers={"Cache-Control": "no-store"})

@@ -1,0 +1,272 @@
+"""The session calls of the seed and of contract §4, one method each. Moves are made in moves.py and creation.py."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from server.auth import Principal, Role
+from server.errors import RequestError, SessionFailure
+from server.identifiers import OutsideId, parse_id
+from server.sessions import creation, machine
+from server.sessions.intake import Intake
+from server.sessions.moves import fail, move, note, take_metadata
+from server.sessions.readback import Readback
+from server.sessions.schema import (
+    Acknowledge,
+    Cancel,
+    CreateSession,
+    NewSession,
+    ReportFailure,
+    canonical,
+    new_session,
+)
+from storage import audit, instances, sessions, uploads
+from storage.blobs.base import staging
+from storage.records import AuditEntry, ImageRecord, SessionRecord, Status, UploadRecord, UploadState, now, timestamp
+from storage.store import Store
+
+T = TypeVar("T")
+IDEMPOTENCY_KEPT = timedelta(hours=24)
+AUDITED_REFUSALS = frozenset({"invalid_transition", "retries_exhausted", "not_retryable", "metadata_immutable"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls from where: the principal, the visit of the URL if it names one, the peer's address."""
+
+    who: Principal
+    visit: OutsideId | None
+    peer: str | None
+    idempotency_key: str | None = None
+    route: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A session with what is shown beside it."""
+
+    record: SessionRecord
+    bytes_received: int
+    images: list[ImageRecord]
+    safe: bool
+    owner: bool
+
+
+class SessionService:
+    """The use cases. Raises RequestError; what moves a status is one unit of work."""
+
+    def __init__(self, store: Store, intake: Intake, readback: Readback, name_order: creation.NameOrder,
+                 max_size_bytes: int) -> None:
+        self._store = store
+        self._intake = intake
+        self._readback = readback
+        self._name_order = name_order
+        self._max_size_bytes = max_size_bytes
+
+    async def create(self, body: CreateSession, caller: Caller) -> tuple[int, creation.Created]:
+        """`create_session/`: (201 or 200, what it came to)."""
+        caller.who.require(Role.UPLOADER)
+        if caller.visit is not None and body.radiology_order_id is None:
+            raise RequestError("invalid_field", "radiology_order_id is needed under a visit",
+                               field="radiology_order_id")
+        if body.file_size > self._max_size_bytes:
+            raise RequestError("file_too_large", f"at most {self._max_size_bytes} bytes are taken")
+        wanted: NewSession = new_session(body, caller.visit)
+        created = await self._store.write(
+            lambda tx: creation.create(tx, wanted, caller.who, self._name_order, caller.peer))
+        return (201 if created.new else 200), created
+
+    async def upload_metadata(
+        self, session_id: str, metadata: dict[str, Any] | None, caller: Caller
+    ) -> tuple[SessionRecord, bool]:
+        """`upload_metadata/`: (session, whether it was known already)."""
+
+        def unit(tx: Connection) -> tuple[SessionRecord, bool]:
+            record = self._own(tx, session_id, caller)
+            if record.metadata is not None and metadata and canonical(metadata) != canonical(record.metadata):
+                raise RequestError("metadata_immutable", session_id=record.session_id)
+            if record.metadata_uploaded_at is not None and record.status not in (Status.FAILED, Status.QUEUED):
+                return record, True
+            return take_metadata(tx, record, caller.who.name, metadata or {}, caller.peer), False
+
+        return await self._refusals_audited(session_id, caller, unit)
+
+    async def upload_binary(self, session_id: str, caller: Caller) -> tuple[SessionRecord, UploadRecord]:
+        """`upload_binary/`: the session and its upload; with every byte there ingest is started again."""
+        record = await self._store.read(lambda tx: self._own(tx, session_id, caller))
+        try:
+            handed = await self._intake.hand_out(record, caller.who, "", caller.peer)
+        except RequestError as error:
+            await self._audit_refusal(record, caller, error)
+            raise
+        return handed.session, handed.upload
+
+    async def acknowledge(self, session_id: str, body: Acknowledge, caller: Caller) -> tuple[SessionRecord, bool]:
+        """`acknowledge/` (contract §8): reads the blob back, then notes the device's ACK. (session, replayed)."""
+        record = await self._store.read(lambda tx: self._own(tx, session_id, caller))
+        if record.status not in machine.STORED or record.blob_sha256 is None:
+            raise RequestError("not_synced", f"the session is {record.status}", session_id=record.session_id)
+        if body.server_image_id != record.server_image_id:
+            raise RequestError("image_mismatch", session_id=record.session_id)
+        if body.checksum_sha256 is None and record.checksum_source == "server":
+            raise RequestError("checksum_required", "the sender declared no checksum: send checksum_sha256",
+                               field="checksum_sha256")
+        if body.checksum_sha256 is not None and body.checksum_sha256 != record.checksum_sha256:
+            raise RequestError("checksum_mismatch", session_id=record.session_id)
+        await self._readback.verify(record.site, record.blob_sha256)
+        device = parse_id(body.device_id, "device_id").text if body.device_id is not None else None
+        device = device or asking_device(record, caller.who)
+
+        def unit(tx: Connection) -> tuple[SessionRecord, bool]:
+            present = self._own(tx, session_id, caller)
+            assert present.blob_sha256 is not None, "it is stored"
+            replayed = sessions.acked(tx, present.session_id, device)
+            sessions.add_ack(tx, present.site, present.session_id, device, body.server_image_id, present.blob_sha256)
+            if present.status is Status.SYNCED:
+                present = move(tx, present, Status.ACK_RECEIVED, caller.who.name, peer=caller.peer,
+                               detail={"device": device}, ack_received_at=timestamp())
+            elif not replayed:
+                note(tx, present, "session.acknowledged", caller.who.name, caller.peer, device=device)
+            return present, replayed
+
+        return await self._store.write(unit)
+
+    async def retry(self, session_id: str, caller: Caller) -> dict[str, Any]:
+        """`retry/`: FAILED → QUEUED; tells what comes next. The Idempotency-Key saves a retry (contract §7)."""
+
+        def unit(tx: Connection) -> dict[str, Any]:
+            record = self._own(tx, session_id, caller)
+            preserved = machine.keeps_progress(record.error_code)
+            record = creation.retry(tx, record, caller.who, caller.peer)
+            last = uploads.latest(tx, record.session_id)
+            offset = last.offset_bytes if last and preserved else 0
+            return {
+                "session_id": record.session_id, "status": record.status, "retry_count": record.retry_count,
+                "retries_left": record.retries_left,
+                "resume": {"next": "upload_binary" if record.metadata is not None else "upload_metadata",
+                           "upload_offset": offset, "progress_preserved": offset > 0}}
+
+        return await self._refusals_audited(
+            session_id, caller, lambda tx: _once(tx, caller, {"session_id": session_id}, unit))
+
+    async def cancel(self, session_id: str, body: Cancel, caller: Caller) -> SessionRecord:
+        """`cancel/`: FAILED / CLIENT_ABORTED; staged bytes are freed."""
+        return await self._abort(session_id, SessionFailure("CLIENT_ABORTED", body.reason), caller)
+
+    async def report_failure(self, session_id: str, body: ReportFailure, caller: Caller) -> SessionRecord:
+        """`report_failure/`: what broke on the client's side."""
+        return await self._abort(session_id, SessionFailure(body.error_code, body.error_message or ""), caller)
+
+    async def _abort(self, session_id: str, failure: SessionFailure, caller: Caller) -> SessionRecord:
+        def unit(tx: Connection) -> tuple[SessionRecord, UploadRecord | None]:
+            record = self._own(tx, session_id, caller)
+            live = uploads.live(tx, record.session_id)
+            return fail(tx, record, failure, caller.who.name, caller.peer), live
+
+        record, live = await self._refusals_audited(session_id, caller, unit)
+        if live is not None and not machine.keeps_upload(failure.code):
+            await self._store.blobs.delete(staging(live.site, live.upload_id))
+        return record
+
+    async def view(self, session_id: str, caller: Caller, device: str | None = None) -> View:
+        """A session as `caller` may see it."""
+        record = await self._store.read(lambda tx: self._seen(tx, session_id, caller))
+        return await self.view_of(record, caller.who, device)
+
+    async def view_of(self, record: SessionRecord, who: Principal, device: str | None = None) -> View:
+        """What is shown beside a session; the offset is asked of the bytes, the rest of the rows."""
+        asking = device or asking_device(record, who)
+
+        def unit(tx: Connection) -> tuple[UploadRecord | None, list[ImageRecord], bool]:
+            image = instances.find(tx, record.site, record.server_image_id) if record.server_image_id else None
+            blob = uploads.find_blob(tx, record.site, record.blob_sha256) if record.blob_sha256 else None
+            safe = (record.status is Status.ACK_RECEIVED and blob is not None and blob.alarm is None
+                    and sessions.acked(tx, record.session_id, asking))
+            return uploads.live(tx, record.session_id), [image] if image else [], safe
+
+        live, images, safe = await self._store.read(unit)
+        received = record.file_size if record.status in machine.STORED else 0
+        if live is not None:
+            received = live.offset_bytes
+            if live.state is UploadState.OPEN:
+                received = max(received, await self._store.blobs.size(staging(live.site, live.upload_id)))
+        return View(record, received, images, safe, owner=record.principal == who.name)
+
+    async def receipt(self, session_id: str, caller: Caller) -> str:
+        """The session's receipt; `not_found` before SYNCED."""
+        record = await self._store.read(lambda tx: self._seen(tx, session_id, caller))
+        if record.receipt is None:
+            raise RequestError("not_found", "the session has no receipt yet", session_id=record.session_id)
+        return record.receipt
+
+    async def history(self, session_id: str, caller: Caller) -> list[dict[str, Any]]:
+        """The session's audit rows in order."""
+
+        def unit(tx: Connection) -> list[dict[str, Any]]:
+            return audit.of_subject(tx, self._seen(tx, session_id, caller).session_id)
+
+        return await self._store.read(unit)
+
+    async def listing(self, caller: Caller, limit: int, **filters: Any) -> list[SessionRecord]:  # see storage.sessions
+        """Sessions that `caller` may see, the one changed last first."""
+        who = caller.who
+        sees_all = who.visit_id is not None or who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR)
+        visit = caller.visit.text if caller.visit else who.visit_id
+        if not who.sees_visit(visit):
+            return []
+        return await self._store.read(lambda tx: sessions.listing(
+            tx, who.site, visit_id=visit, principal=None if sees_all else who.name, limit=limit, **filters))
+
+    def _seen(self, tx: Connection, session_id: str, caller: Caller) -> SessionRecord:
+        record = creation.see(tx, session_id, caller.who)
+        if caller.visit is not None and record.visit_id != caller.visit.text:
+            raise RequestError("not_found", "there is no such session under this visit")
+        return record
+
+    def _own(self, tx: Connection, session_id: str, caller: Caller) -> SessionRecord:
+        caller.who.require(Role.UPLOADER)
+        return self._seen(tx, session_id, caller)
+
+    async def _refusals_audited(self, session_id: str, caller: Caller, unit: Callable[[Connection], T]) -> T:
+        """Run `unit`; a refused move leaves an audit row of its own (contract §3)."""
+        try:
+            return await self._store.write(unit)
+        except RequestError as error:
+            if error.code in AUDITED_REFUSALS:
+                record = await self._store.read(lambda tx: sessions.get(tx, caller.who.site, session_id))
+                await self._audit_refusal(record, caller, error)
+            raise
+
+    async def _audit_refusal(self, record: SessionRecord, caller: Caller, error: RequestError) -> None:
+        if error.code in AUDITED_REFUSALS:
+            await self._store.write(lambda tx: audit.append(tx, AuditEntry(
+                record.site, "session.refused", caller.who.name, record.session_id, caller.peer, error.code,
+                {"route": caller.route, "status": record.status})))
+
+
+def asking_device(record: SessionRecord, who: Principal) -> str:
+    """The device on whose behalf is asked: the session's own for its maker, else the principal (contract §8)."""
+    return record.device_id if record.device_id and record.principal == who.name else who.name
+
+
+def _once(
+    tx: Connection, caller: Caller, request: dict[str, Any], unit: Callable[[Connection], dict[str, Any]]
+) -> dict[str, Any]:
+    """Run `unit` once per Idempotency-Key; the same key again gives the answer of then."""
+    key = caller.idempotency_key
+    if key is None:
+        return unit(tx)
+    digest = hashlib.sha256(canonical(request).encode()).hexdigest()
+    since = timestamp(now() - IDEMPOTENCY_KEPT)
+    known = sessions.remembered(tx, caller.who.name, caller.route, key, since)
+    if known is not None:
+        if known["request_sha256"] != digest:
+            raise RequestError("idempotency_key_reused")
+        return {**known["answer"], "replayed": True}
+    answer = unit(tx)
+    sessions.remember(tx, caller.who.site, caller.who.name, caller.route, key, digest, 200, answer)
+    return answer
