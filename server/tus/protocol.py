@@ -1,0 +1,91 @@
+"""The words of tus 1.0.0 and how its headers are read. Pure: no input, no output, no store."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import format_datetime
+
+from server.errors import RequestError
+from server.tus.checksum import ALGORITHMS
+
+VERSION = "1.0.0"
+EXTENSIONS = ("creation", "creation-with-upload", "termination", "checksum", "expiration")
+OFFSET_CONTENT_TYPE = "application/offset+octet-stream"
+
+TUS_RESUMABLE = "Tus-Resumable"
+UPLOAD_OFFSET = "Upload-Offset"
+UPLOAD_LENGTH = "Upload-Length"
+UPLOAD_METADATA = "Upload-Metadata"
+UPLOAD_CHECKSUM = "Upload-Checksum"
+UPLOAD_EXPIRES = "Upload-Expires"
+UPLOAD_DEFER_LENGTH = "Upload-Defer-Length"
+UPLOAD_CONCAT = "Upload-Concat"
+PACKHORSE_STATUS = "Packhorse-Status"
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_KEY = re.compile(r"[^\s,]{1,255}")
+MAX_METADATA_KEYS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksumClaim:
+    """What Upload-Checksum says of one chunk: the algorithm and the digest's bytes."""
+
+    algorithm: str
+    digest: bytes
+
+
+def parse_number(name: str, text: str | None) -> int:
+    """A non-negative integer; RequestError `invalid_header` for everything else (core, Upload-Offset)."""
+    if text is None or not _NUMBER.fullmatch(text):
+        raise RequestError("invalid_header", f"{name} must be a non-negative integer", header=name)
+    return int(text)
+
+
+def parse_metadata(text: str) -> dict[str, bytes]:
+    """Upload-Metadata as key → bytes; a key without a value is legal (creation, Upload-Metadata).
+
+    RequestError `invalid_metadata` for a bad key, bad base64, or a key given twice.
+    """
+    pairs: dict[str, bytes] = {}
+    for part in text.split(",") if text.strip() else ():
+        key, _, value = part.strip().partition(" ")
+        if not _KEY.fullmatch(key) or not key.isascii():
+            raise RequestError("invalid_metadata", "a key must be ASCII without spaces and commas")
+        if key in pairs:
+            raise RequestError("invalid_metadata", "a key is given twice")
+        try:
+            pairs[key] = base64.b64decode(value.strip(), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise RequestError("invalid_metadata", f"the value of {key} is not base64") from error
+    if len(pairs) > MAX_METADATA_KEYS:
+        raise RequestError("invalid_metadata", f"more than {MAX_METADATA_KEYS} keys")
+    return pairs
+
+
+def format_metadata(pairs: Mapping[str, bytes]) -> str:
+    """The inverse of `parse_metadata`."""
+    return ",".join(f"{key} {base64.b64encode(value).decode()}".strip() for key, value in pairs.items())
+
+
+def parse_checksum(text: str) -> ChecksumClaim:
+    """Upload-Checksum: an algorithm and a base64 digest (checksum, Upload-Checksum)."""
+    algorithm, _, value = text.strip().partition(" ")
+    if algorithm not in ALGORITHMS:
+        raise RequestError("unsupported_checksum_algorithm", f"supported: {', '.join(ALGORITHMS)}")
+    try:
+        digest = base64.b64decode(value.strip(), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError("invalid_header", "the digest is not base64", header=UPLOAD_CHECKSUM) from error
+    if len(digest) != ALGORITHMS[algorithm]:
+        raise RequestError("invalid_header", f"a {algorithm} digest has {ALGORITHMS[algorithm]} bytes",
+                           header=UPLOAD_CHECKSUM)
+    return ChecksumClaim(algorithm, digest)
+
+
+def format_expires(moment: str) -> str:
+    """Upload-Expires from RFC 3339 text, as an HTTP date (expiration, Upload-Expires)."""
+    return format_datetime(datetime.fromisoformat(moment), usegmt=True)
