@@ -5,7 +5,7 @@ buffered. Those bytes reached us, so they are drained first and the loss is told
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from aiohttp import ClientConnectionError, StreamReader, web
 
@@ -36,7 +36,7 @@ class UploadBody:
         if not self.ended and self._lost is None:
             self._content.set_exception(RequestError("upload_stopped"))
 
-    async def segment(self) -> AsyncIterator[bytes]:
+    async def segment(self) -> AsyncGenerator[bytes, None]:
         """Chunks up to the next point at which bytes must be made durable (contract §2), or the body's end.
 
         Raises what ended the body early, after every byte that arrived was given: RequestError

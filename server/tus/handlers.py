@@ -97,9 +97,9 @@ class TusHandlers:
         offset = protocol.parse_number(protocol.UPLOAD_OFFSET, request.headers.get(protocol.UPLOAD_OFFSET))
         claim = _claim(request)
         upload = await self._find(request, reading=False)
-        # an offset beyond the length is a wrong offset, told as one by the use case
-        _check_body(request, max(0, upload.length_bytes - offset))
-        body = UploadBody(request.content, max(0, upload.length_bytes - offset))
+        room = max(0, upload.length_bytes - offset)
+        _check_body(request, room, beyond=offset > upload.length_bytes)
+        body = UploadBody(request.content, room)
         patched = await self._uploads.patch(upload, offset, body, claim, request.remote)
         return _verdict_response(patched.verdict, 204, _state_headers(patched.upload, patched.offset, True))
 
@@ -196,15 +196,18 @@ def _declared_length(request: web.Request) -> int:
     return protocol.parse_number(protocol.UPLOAD_LENGTH, request.headers.get(protocol.UPLOAD_LENGTH))
 
 
-def _check_body(request: web.Request, room: int) -> None:
-    """Everything that the headers tell against a body, before its first byte is read."""
+def _check_body(request: web.Request, room: int, *, beyond: bool = False) -> None:
+    """Everything that the headers tell against a body, before its first byte is read.
+
+    `beyond`: the offset passes the length, which the use case tells as a wrong offset.
+    """
     if request.content_type != protocol.OFFSET_CONTENT_TYPE:
         raise RequestError("unsupported_media_type", f"Content-Type must be {protocol.OFFSET_CONTENT_TYPE}")
     if hdrs.CONTENT_ENCODING in request.headers:
         raise RequestError("unsupported_media_type", "Content-Encoding is not taken here")
     if hdrs.TRAILER in request.headers:
         raise RequestError("invalid_header", "trailers are not read: send Upload-Checksum as a header")
-    if request.content_length is not None and request.content_length > room:
+    if request.content_length is not None and request.content_length > room and not beyond:
         raise RequestError("upload_size_exceeded", f"the upload has room for {room} bytes from there")
 
 

@@ -262,5 +262,6 @@ class Uploads:
 
 async def _nothing() -> AsyncIterator[bytes]:
     """Nothing to append: `append` only flushes."""
-    for chunk in ():
+    nothing: tuple[bytes, ...] = ()
+    for chunk in nothing:
         yield chunk
