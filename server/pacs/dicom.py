@@ -18,7 +18,7 @@ STUDY_KEYWORDS = (
     "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
     "StudyTime", "StudyDescription", "AccessionNumber", "ReferringPhysicianName")
 SERIES_KEYWORDS = ("Modality", "SeriesNumber", "SeriesDescription", "SeriesDate", "BodyPartExamined", "StationName")
-IMAGE_KEYWORDS = ("SpecificCharacterSet", "InstanceNumber", "NumberOfFrames")
+IMAGE_KEYWORDS = ("SpecificCharacterSet", "InstanceNumber", "NumberOfFrames", "PhotometricInterpretation")
 UID_KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 NUMBER_KEYWORDS = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel")
 
@@ -121,13 +121,18 @@ def _number(structure: Structure, keyword: str) -> int | None:
 
 
 def _flags(structure: Structure) -> tuple[str, ...]:
-    """Short pixel data with consistent lengths is kept, and flagged (contract §10)."""
+    """What is kept although it is odd (contract §10): short pixel data, another encoding than announced."""
+    odd = ("encoding_mislabelled",) if structure.mislabelled else ()
     pixels = structure.values.get(PIXEL_DATA)
     rows, columns, bits = (_number(structure, keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
     if pixels is None or pixels.length == UNDEFINED or not (rows and columns and bits):
-        return ()
+        return odd
     samples = _number(structure, "SamplesPerPixel") or 1
+    photometric = structure.values.get(TAGS["PhotometricInterpretation"])
+    if photometric and _ascii(photometric).startswith("YBR_FULL_422"):
+        samples = 2  # two pixels share their chrominance (PS3.3 §C.7.6.3.1.2)
     frames = structure.values.get(TAGS["NumberOfFrames"])
     text = _ascii(frames).strip() if frames else "1"
     count = int(text) if text.isdecimal() and len(text) < 9 else 1
-    return ("short_pixel_data",) if pixels.length < (rows * columns * samples * bits * count + 7) // 8 else ()
+    expected = (rows * columns * samples * bits * count + 7) // 8
+    return (*odd, "short_pixel_data") if pixels.length < expected else odd

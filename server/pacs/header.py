@@ -94,6 +94,7 @@ class Structure:
     meta: dict[int, Value]
     values: dict[int, Value]
     big_endian: bool
+    mislabelled: bool
 
 
 def walk(descriptor: int, wanted: frozenset[int], limits: HeaderLimits) -> Structure:
@@ -114,10 +115,18 @@ def walk(descriptor: int, wanted: frozenset[int], limits: HeaderLimits) -> Struc
     if uid in DEFLATED:
         source, start = _Memory(_inflate(file, offset, limits)), 0
     big_endian = uid == EXPLICIT_BIG
-    body = _Walk(source, start, limits, deadline, explicit=uid != IMPLICIT_LITTLE, big_endian=big_endian,
+    explicit = uid != IMPLICIT_LITTLE
+    first_vr = source.at(start + 4, 2)
+    # some writers announce explicit VR and write implicit: readers follow the bytes, and so do we
+    mislabelled = explicit and len(first_vr) == 2 and not _is_vr(first_vr)
+    body = _Walk(source, start, limits, deadline, explicit=explicit and not mislabelled, big_endian=big_endian,
                  wanted=wanted.__contains__)
     body.run()
-    return Structure(uid, offset, meta.values, body.values, big_endian)
+    return Structure(uid, offset, meta.values, body.values, big_endian, mislabelled)
+
+
+def _is_vr(vr: bytes) -> bool:
+    return vr.isalpha() and vr.isupper()
 
 
 def _inflate(file: _File, offset: int, limits: HeaderLimits) -> bytes:
@@ -218,11 +227,11 @@ class _Walk:
         if implicit:
             return b"", self._long.unpack_from(head, 4)[0], 8
         vr = head[4:6]
-        if vr in LONG_VRS or not (vr.isalpha() and vr.isupper()):
+        if not _is_vr(vr):
+            raise DicomRejected("an element has no valid VR")
+        if vr in LONG_VRS:
             if len(head) < 12:
                 raise DicomRejected("the file ends inside an element")
-            if not (vr.isalpha() and vr.isupper()):
-                raise DicomRejected("an element has no valid VR")
             return vr, self._long.unpack_from(head, 8)[0], 12
         return vr, self._short.unpack_from(head, 6)[0], 8
 
