@@ -61,7 +61,8 @@ class Ingester:
         elif header is not None:
             _link_by_accession(tx, filed.image, header, origin)
         outcome = "deduplicated" if filed.deduplicated else "stored"
-        _note(tx, origin, f"image.{outcome}", str(filed.image.id), inspection, sop_instance_uid=filed.image.sop_instance_uid)
+        _note(tx, origin, f"image.{outcome}", str(filed.image.id), inspection,
+              sop_instance_uid=filed.image.sop_instance_uid)
         return filed
 
     def _attachment(self, tx: Connection, inspection: Inspection, origin: Origin) -> Filed:

@@ -191,7 +191,8 @@ class DicomListener:
             path=Path(event.dataset_path), calling_ae_title=str(association.requestor.ae_title).strip(),
             called_ae_title=str(association.requestor.primitive.called_ae_title).strip(),
             peer_address=str(association.requestor.address), sop_class_uid=str(request.AffectedSOPClassUID),
-            sop_instance_uid=str(request.AffectedSOPInstanceUID), transfer_syntax_uid=str(event.context.transfer_syntax))
+            sop_instance_uid=str(request.AffectedSOPInstanceUID),
+            transfer_syntax_uid=str(event.context.transfer_syntax))
         if not received.sop_instance_uid:
             return StoreOutcome(CANNOT_UNDERSTAND, "no Affected SOP Instance UID")
         future = asyncio.run_coroutine_threadsafe(_awaited(self._receive(received)), self._loop)
