@@ -162,3 +162,11 @@ def synced_without_image(tx: Connection) -> int:
         .where(or_(image.c.id.is_(None), blob.c.sha256.is_(None)))
     )
     return int(tx.execute(broken).scalar_one())
+
+
+def brought(tx: Connection, image_id: int, principal: str) -> bool:
+    """Whether a session of `principal` has this image."""
+    return tx.execute(
+        select(session.c.session_id).join(session_member, session_member.c.session_id == session.c.session_id)
+        .where(session.c.server_image_id == image_id, session_member.c.principal == principal).limit(1)
+    ).first() is not None

@@ -8,7 +8,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from server.errors import RenderFailed
 
@@ -103,7 +103,7 @@ class Renderer:
                 await _end(child)
 
 
-async def _ask(child: Process, request: bytes) -> tuple[dict[str, int | float | None | str], bytes]:
+async def _ask(child: Process, request: bytes) -> tuple[dict[str, Any], bytes]:  # the child's JSON
     assert child.stdin is not None and child.stdout is not None, "both are pipes"
     child.stdin.write(struct.pack(">I", len(request)) + request)
     await child.stdin.drain()

@@ -1,0 +1,1 @@
+"""What the EMR said: orders, and to which visit they belong."""

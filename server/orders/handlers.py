@@ -1,0 +1,39 @@
+"""`/api/v1/orders/{radiology_order_id}/`: parse, call the use case, answer."""
+
+import json
+
+from aiohttp import web
+
+from server.auth import principal_of
+from server.errors import RequestError
+from server.identifiers import parse_text_id
+from server.orders.service import OrderService
+
+PATH = "/api/v1/orders/{radiology_order_id}"
+
+
+class OrderHandlers:
+    """One method per verb."""
+
+    def __init__(self, service: OrderService) -> None:
+        self._service = service
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every route, with and without the trailing slash."""
+        return [route for path in (PATH, f"{PATH}/") for route in (web.put(path, self.put), web.get(path, self.get))]
+
+    async def put(self, request: web.Request) -> web.Response:
+        """Announce or replace."""
+        try:
+            value = json.loads(await request.read() or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise RequestError("invalid_json") from error
+        order_id = parse_text_id(request.match_info["radiology_order_id"], "radiology_order_id")
+        new, body = await self._service.put(order_id, value, principal_of(request))
+        return web.json_response(body, status=201 if new else 200, headers={"Cache-Control": "private, no-cache"})
+
+    async def get(self, request: web.Request) -> web.Response:
+        """What is known of the order."""
+        order_id = parse_text_id(request.match_info["radiology_order_id"], "radiology_order_id")
+        body = await self._service.get(order_id, principal_of(request))
+        return web.json_response(body, headers={"Cache-Control": "private, no-cache"})

@@ -1,0 +1,204 @@
+"""Images, studies and deliveries over HTTP: parse, ask, answer. Pixels are made by the renderer."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from sqlalchemy import Connection
+
+from server.auth import Principal, Role, principal_of
+from server.errors import RequestError
+from server.pacs.ingest import blob_path
+from server.pacs.presentation import image_json, study_json
+from server.pacs.render import MediaType, Renderer, Window
+from storage import audit, instances, jobs, orders, sessions
+from storage.records import AuditEntry, ImageRecord
+from storage.store import Store
+
+THUMBNAIL_PX = 256
+READ_NOTED_S = 60.0
+CACHED = {"Cache-Control": "private, no-cache"}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ImageHandlers:
+    """One method per call."""
+
+    def __init__(self, store: Store, renderer: Renderer, base_url: Callable[[web.Request], str]) -> None:
+        self._store = store
+        self._renderer = renderer
+        self._base_url = base_url
+        self._noted: dict[tuple[str, str], float] = {}
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every route, with and without the trailing slash."""
+        calls: list[tuple[str, Handler]] = [
+            ("/api/v1/images/{image_id}", self.image), ("/api/v1/images/{image_id}/file", self.file),
+            ("/api/v1/images/{image_id}/rendered", self.rendered),
+            ("/api/v1/images/{image_id}/thumbnail", self.thumbnail),
+            ("/api/v1/studies", self.studies), ("/api/v1/studies/{study_instance_uid}", self.study),
+            ("/api/v1/forward/deliveries", self.deliveries),
+        ]
+        return [web.get(path, handler) for name, handler in calls for path in (name, f"{name}/")]
+
+    async def image(self, request: web.Request) -> web.Response:
+        """The image's facts."""
+        image = await self._image(request)
+        base_url = self._base_url(request)
+        body = await self._store.read(lambda tx: image_json(tx, image, base_url))
+        return _cached(request, web.json_response(body), f"{image.id}-{len(body['orders'])}")
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        """The bytes as they were sent; never shown inline by a browser."""
+        image = await self._image(request, pixels=True)
+        kind = "application/dicom" if image.kind == "dicom" else "application/octet-stream"
+        return web.FileResponse(blob_path(self._store.blobs, image.site, image.blob_sha256), headers={
+            **CACHED, "Content-Type": kind, "X-Content-Type-Options": "nosniff",
+            "Content-Disposition": f'attachment; filename="image-{image.id}"'})
+
+    async def rendered(self, request: web.Request) -> web.Response:
+        """One frame as PNG or JPEG: `?frame=1&window=center,width`, the kind by `Accept` or `?accept=`."""
+        image = await self._image(request, pixels=True)
+        frame = _number(request.query.get("frame", "1"), "frame")
+        return await self._picture(request, image, frame, _window(request.query.get("window")), None)
+
+    async def thumbnail(self, request: web.Request) -> web.Response:
+        """The first frame, at most 256 pixels on its longer side."""
+        return await self._picture(request, await self._image(request, pixels=True), 1, None, THUMBNAIL_PX)
+
+    async def _picture(
+        self, request: web.Request, image: ImageRecord, frame: int, window: Window | None, size_px: int | None
+    ) -> web.Response:
+        if image.kind != "dicom":
+            raise RequestError("render_failed", "only DICOM images are shown")
+        media_type = _media_type(request)
+        tag = f"{image.blob_sha256[:16]}-{frame}-{request.query.get('window', '')}-{size_px}-{media_type[-4:]}"
+        unchanged = _cached(request, web.Response(), tag)
+        if unchanged.status == 304:
+            return unchanged
+        picture = await self._renderer.render(
+            blob_path(self._store.blobs, image.site, image.blob_sha256), frame=frame, window=window, size_px=size_px,
+            media_type=media_type)
+        response = web.Response(body=picture.content, content_type=picture.media_type, headers={
+            "X-Content-Type-Options": "nosniff", "Packhorse-Frames": str(picture.frames)})
+        if picture.window_center is not None and picture.window_width is not None:
+            response.headers["Packhorse-Window"] = f"{picture.window_center:g},{picture.window_width:g}"
+        return _cached(request, response, tag)
+
+    async def studies(self, request: web.Request) -> web.Response:
+        """Studies in order of coming."""
+        who = principal_of(request)
+        who.require(Role.VIEWER)
+        if who.visit_id is not None:
+            raise RequestError("forbidden", "a token of one visit sees its images through its orders")
+        limit = min(_number(request.query.get("limit", "100"), "limit"), 500)
+        after = _number(request.query.get("cursor", "0"), "cursor", least=0)
+        rows = await self._store.read(lambda tx: instances.studies(tx, who.site, limit + 1, after))
+        base_url = self._base_url(request)
+        results = [{
+            "study_instance_uid": row["study_instance_uid"], "attributes": row["attributes"], "images": row["images"],
+            "series": row["series"], "created_at": row["created_at"],
+            "links": {"self": f"{base_url}/api/v1/studies/{row['study_instance_uid']}/"}} for row in rows[:limit]]
+        cursor = str(rows[limit - 1]["id"]) if len(rows) > limit else None
+        return web.json_response({"results": results, "next_cursor": cursor}, headers=CACHED)
+
+    async def study(self, request: web.Request) -> web.Response:
+        """The tree: study, series, images; a token of one visit sees only that visit's images."""
+        who = principal_of(request)
+        who.require(Role.VIEWER, Role.UPLOADER)
+        uid, base_url = request.match_info["study_instance_uid"], self._base_url(request)
+
+        def unit(tx: Connection) -> dict[str, Any] | None:
+            found = instances.tree(tx, who.site, uid)
+            if found is None:
+                return None
+            study, series = found
+            for row in series:
+                row["images"] = [image for image in row["images"] if _may_see(tx, image, who)]
+            series = [row for row in series if row["images"]]
+            return study_json(tx, study, series, base_url) if series else None
+
+        body = await self._store.read(unit)
+        if body is None:
+            raise RequestError("not_found", "there is no such study")
+        await self._note_read(who, uid, request.remote)
+        return web.json_response(body, headers=CACHED)
+
+    async def deliveries(self, request: web.Request) -> web.Response:
+        """What is on its way to the destinations, what arrived there, what waits for a person."""
+        who = principal_of(request)
+        who.require(Role.OPERATOR)
+        rows = await self._store.read(lambda tx: jobs.deliveries(tx, who.site))
+        return web.json_response({"results": [{
+            "delivery_id": row.delivery_id, "image_id": row.image_id, "destination": row.destination,
+            "status": row.state, "attempts": row.attempts, "last_status": row.last_status,
+            "last_error": row.last_error, "created_at": row.created_at, "delivered_at": row.delivered_at}
+            for row in rows]}, headers=CACHED)
+
+    async def _image(self, request: web.Request, *, pixels: bool = False) -> ImageRecord:
+        who = principal_of(request)
+        who.require(*([Role.VIEWER, Role.UPLOADER] if pixels else [Role.VIEWER, Role.UPLOADER, Role.AUDITOR]))
+        image_id = _number(request.match_info["image_id"], "image_id")
+
+        def unit(tx: Connection) -> ImageRecord | None:
+            image = instances.find(tx, who.site, image_id)
+            return image if image is not None and _may_see(tx, image, who) else None
+
+        image = await self._store.read(unit)
+        if image is None:
+            raise RequestError("not_found", "there is no such image")
+        await self._note_read(who, image.study_instance_uid or f"image/{image.id}", request.remote)
+        return image
+
+    async def _note_read(self, who: Principal, subject: str, peer: str | None) -> None:
+        """One audit row per principal, study and minute (contract §9)."""
+        key, moment = (who.name, subject), time.monotonic()
+        if moment - self._noted.get(key, -READ_NOTED_S) < READ_NOTED_S:
+            return
+        if len(self._noted) > 10_000:
+            self._noted.clear()  # forgetting means at most one row more than needed
+        self._noted[key] = moment
+        await self._store.write(lambda tx: audit.append(tx, AuditEntry(who.site, "image.read", who.name, subject, peer)))
+
+
+def _may_see(tx: Connection, image: ImageRecord, who: Principal) -> bool:
+    """Its site; with a visit's token an order of that visit; an uploader what its own sessions brought."""
+    if who.visit_id is not None:
+        found = (orders.find(tx, who.site, name) for name in orders.of_image(tx, image.id))
+        return any(order is not None and order.visit_id == who.visit_id for order in found)
+    if who.may(Role.VIEWER, Role.AUDITOR):
+        return True
+    return sessions.brought(tx, image.id, who.name)
+
+
+def _number(text: str, field: str, least: int = 1) -> int:
+    if not text.isdecimal() or len(text) > 15 or int(text) < least:
+        raise RequestError("invalid_field", f"{field} must be a number, at least {least}", field=field)
+    return int(text)
+
+
+def _window(text: str | None) -> Window | None:
+    if text is None:
+        return None
+    try:
+        center, width = (float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError("invalid_field", "window must be center,width", field="window") from None
+    if not (abs(center) < 1e9 and 0 < width < 1e9):
+        raise RequestError("invalid_field", "window's width must be above 0", field="window")
+    return Window(center, width)
+
+
+def _media_type(request: web.Request) -> MediaType:
+    asked = request.query.get("accept") or request.headers.get("Accept", "")
+    return "image/jpeg" if "image/jpeg" in asked and "image/png" not in asked else "image/png"
+
+
+def _cached(request: web.Request, response: web.Response, tag: str) -> web.Response:
+    """Answer 304 where the client has this version (RFC 9110 §13.1.2)."""
+    response.headers.update(CACHED)
+    response.headers["ETag"] = f'"{tag}"'
+    if f'"{tag}"' in request.headers.get("If-None-Match", ""):
+        return web.Response(status=304, headers={**CACHED, "ETag": f'"{tag}"'})
+    return response

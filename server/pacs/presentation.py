@@ -1,0 +1,36 @@
+"""Images and studies as JSON (contract §4). Shows only links that exist."""
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from storage import orders
+from storage.records import ImageRecord
+
+
+def image_json(tx: Connection, image: ImageRecord, base_url: str) -> dict[str, Any]:
+    """An image; `size` in bytes, `bytes` says where they are."""
+    root = f"{base_url}/api/v1/images/{image.id}"
+    links = {"self": f"{root}/", "file": f"{root}/file"}
+    if image.kind == "dicom":
+        links.update(rendered=f"{root}/rendered", thumbnail=f"{root}/thumbnail",
+                     study=f"{base_url}/api/v1/studies/{image.study_instance_uid}/")
+    return {
+        "id": image.id, "kind": image.kind, "sop_class_uid": image.sop_class_uid,
+        "sop_instance_uid": image.sop_instance_uid, "study_instance_uid": image.study_instance_uid,
+        "series_instance_uid": image.series_instance_uid, "transfer_syntax_uid": image.transfer_syntax_uid,
+        "file_sha256": image.blob_sha256, "dataset_sha256": image.dataset_sha256, "size": image.size_bytes,
+        "instance_number": image.instance_number, "number_of_frames": image.number_of_frames,
+        "orders": orders.of_image(tx, image.id), "flags": image.flags.split(",") if image.flags else [],
+        "bytes": "here", "stored_at": image.stored_at, "door": image.door, "links": links,
+    }
+
+
+def study_json(tx: Connection, study: dict[str, Any], series: list[dict[str, Any]], base_url: str) -> dict[str, Any]:
+    """A study as a tree: attributes, its series, their images."""
+    return {
+        "study_instance_uid": study["study_instance_uid"], "attributes": study["attributes"],
+        "created_at": study["created_at"],
+        "series": [{
+            "series_instance_uid": row["series_instance_uid"], "attributes": row["attributes"],
+            "images": [image_json(tx, image, base_url) for image in row["images"]]} for row in series]}
