@@ -23,6 +23,8 @@ class Tasks:
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
 
+        self._running: set[asyncio.Task[None]] = set()
+
     async def __aenter__(self) -> "Tasks":
         await self._group.__aenter__()
         return self
@@ -48,8 +50,15 @@ class Tasks:
                 if not future.done():
                     future.set_result(result)
 
-        self._group.create_task(guarded(), name=name)
+        task = self._group.create_task(guarded(), name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
         return future
+
+    def cancel(self) -> None:
+        """End what still runs: what it was about is in rows, and goes on at the next start."""
+        for task in self._running:
+            task.cancel()
 
 
 @dataclass(frozen=True, slots=True)

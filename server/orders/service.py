@@ -50,7 +50,8 @@ def name_order(tx: Connection, site: str, radiology_order_id: str, visit_id: str
     """
     known = orders.find(tx, site, radiology_order_id)
     if known is None:
-        orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=None, verified=False, attributes={})
+        orders.put(
+            tx, site, radiology_order_id, visit_id=visit_id, accession_number=None, verified=False, attributes={})
         return visit_id
     if visit_id is None or known.visit_id == visit_id:
         return known.visit_id

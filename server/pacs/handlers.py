@@ -159,7 +159,8 @@ class ImageHandlers:
         if len(self._noted) > 10_000:
             self._noted.clear()  # forgetting means at most one row more than needed
         self._noted[key] = moment
-        await self._store.write(lambda tx: audit.append(tx, AuditEntry(who.site, "image.read", who.name, subject, peer)))
+        entry = AuditEntry(who.site, "image.read", who.name, subject, peer)
+        await self._store.write(lambda tx: audit.append(tx, entry))
 
 
 def _may_see(tx: Connection, image: ImageRecord, who: Principal) -> bool:
@@ -191,7 +192,7 @@ def _window(text: str | None) -> Window | None:
 
 
 def _media_type(request: web.Request) -> MediaType:
-    asked = request.query.get("accept") or request.headers.get("Accept", "")
+    asked: str = request.query.get("accept") or request.headers.get("Accept") or ""
     return "image/jpeg" if "image/jpeg" in asked and "image/png" not in asked else "image/png"
 
 

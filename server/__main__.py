@@ -1,0 +1,5 @@
+"""`python -m server` is `packhorse`."""
+
+from server.cli import main
+
+main()

@@ -1,0 +1,84 @@
+"""The whole HTTP surface on one screen."""
+
+import html
+
+from aiohttp import web
+
+from server import middleware
+from server.auth import Principal, Role, principal_of
+from server.errors import REQUEST_ERRORS, SESSION_FAILURES, RequestError
+from server.health import readiness
+from server.services import Services
+from server.sessions.schema import CreateSession
+from storage import tokens
+
+VERSION = "0.1.0"
+MAX_JSON_BYTES = 1024 * 1024
+
+
+def create_app(services: Services) -> web.Application:
+    """The application: every route, behind the middlewares."""
+    app = web.Application(
+        client_max_size=MAX_JSON_BYTES,
+        middlewares=[middleware.request_id, middleware.authenticated(services.authenticator)])
+    surface = _Surface(services)
+    app.add_routes([
+        *services.routes,
+        web.get("/healthz", surface.healthz), web.get("/readyz", surface.readyz),
+        web.get("/.well-known/jwks.json", surface.jwks), web.get("/problems/{code}", surface.problem),
+        web.get("/api/v1", surface.about), web.get("/api/v1/", surface.about),
+    ])
+    return app
+
+
+class _Surface:
+    """What belongs to no feature."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def healthz(self, _request: web.Request) -> web.Response:
+        """Alive."""
+        return web.json_response({"status": "alive"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Ready to serve; details are for operators (contract §11)."""
+        found = await readiness(self._services.store)
+        body: dict[str, object] = {"status": "ready" if found.ready else "not ready"}
+        if await self._is_operator(request):
+            body |= {"faults": found.faults, "backlog": found.backlog}
+        return web.json_response(body, status=200 if found.ready else 503)
+
+    async def _is_operator(self, request: web.Request) -> bool:
+        try:
+            bearer = await self._services.authenticator.identify(request.headers.get("Authorization"))
+        except RequestError:
+            return False
+        principal: Principal = bearer.principal
+        return not bearer.expired and principal.may(Role.OPERATOR)
+
+    async def jwks(self, _request: web.Request) -> web.Response:
+        """Every public key that ever signed a receipt (RFC 7517 §5)."""
+        keys = await self._services.store.read(tokens.keys)
+        return web.json_response({"keys": keys}, headers={"Cache-Control": "public, max-age=300"})
+
+    async def problem(self, request: web.Request) -> web.Response:
+        """The page behind a problem's `type` (RFC 9457 §3.1.1)."""
+        code = request.match_info["code"]
+        meaning = REQUEST_ERRORS.get(code) or SESSION_FAILURES.get(code)
+        if meaning is None:
+            raise RequestError("not_found", "there is no such problem")
+        again = "The same request may succeed later." if meaning.retryable else "The same request will fail again."
+        page = (f"<!doctype html><meta charset=utf-8><title>{html.escape(code)}</title>"
+                f"<h1>{html.escape(code)}</h1><p>{html.escape(meaning.title)}.<p>{again}")
+        return web.Response(text=page, content_type="text/html")
+
+    async def about(self, request: web.Request) -> web.Response:
+        """What this server is and takes, so that a newer client can send only what is known (contract §4)."""
+        principal_of(request)
+        uploads = self._services.settings.uploads
+        return web.json_response({
+            "product": "packhorse", "version": VERSION, "protocols": ["tus-1.0.0", "dicom"],
+            "accepted_fields": {"create_session": list(CreateSession.model_fields)},
+            "limits": {"max_size_bytes": uploads.max_size_bytes, "max_json_bytes": MAX_JSON_BYTES,
+                       "expires_after_days": uploads.expires_after_days, "batch": 100}})

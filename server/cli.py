@@ -1,0 +1,215 @@
+"""The commands. Each loads the configuration, does one thing, and says clearly what went wrong.
+
+Exit status: 0 done, 1 it failed, 2 the configuration is unusable.
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import structlog
+import typer
+import uvloop
+from rich.console import Console
+
+from server import config
+from server.app import VERSION
+from server.auth import Role, new_token
+from server.errors import AppError, ConfigurationError
+from server.health import count_orphans
+from server.identifiers import parse_id
+from server.lifecycle import serve as serve_forever
+from server.sessions import receipts
+from storage import audit, backends, tokens
+from storage.errors import StorageError
+from storage.records import DEFAULT_SITE, now, timestamp
+from storage.store import Store
+from storage.triggers import missing_triggers
+
+T = TypeVar("T")
+app = typer.Typer(name="packhorse", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Takes medical images over bad lines and says when the local copy may be deleted.")
+config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
+token_app = typer.Typer(no_args_is_help=True, help="Tokens.")
+audit_app = typer.Typer(no_args_is_help=True, help="The audit chain.")
+receipt_app = typer.Typer(no_args_is_help=True, help="Receipts.")
+for name, group in (("config", config_app), ("token", token_app), ("audit", audit_app), ("receipt", receipt_app)):
+    app.add_typer(group, name=name)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+out = Console(soft_wrap=True, highlight=False, markup=False)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The TOML file; else ./packhorse.toml.")]
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except ConfigurationError as error:
+        errors.print(f"configuration: {error.detail}")
+        sys.exit(2)
+    except (AppError, StorageError) as error:
+        errors.print(f"packhorse: {error}")
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"packhorse {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def serve(config_file: ConfigOption = None) -> None:
+    """Serve in the foreground until SIGTERM."""
+    settings = config.load(config_file)
+    _log_to_stderr()
+    uvloop.run(serve_forever(settings))
+
+
+@app.command()
+def migrate(
+    config_file: ConfigOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Only tell whether migrations are pending.")] = False,
+) -> None:
+    """Bring the database to the newest revision, after a copy."""
+    settings = config.load(config_file)
+    present, newest = backends.revisions(settings.database_path)
+    if check:
+        out.print(f"database {present or 'none'}, newest {newest}")
+        raise typer.Exit(0 if present == newest else 1)
+    copy = backends.migrate(settings.database_path)
+    out.print(f"the database is at {newest}" + (f"; the copy from before is {copy}" if copy else ""))
+
+
+@config_app.command("check")
+def config_check(config_file: ConfigOption = None) -> None:
+    """Tell whether the configuration is usable."""
+    settings = config.load(config_file)
+    out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")
+
+
+@token_app.command("create")
+def token_create(
+    role: Annotated[Role, typer.Option(help="What it may do.")],
+    config_file: ConfigOption = None,
+    site: Annotated[str, typer.Option(help="The one site that it belongs to.")] = DEFAULT_SITE,
+    visit: Annotated[str | None, typer.Option(help="The one visit that it may touch.")] = None,
+    expires: Annotated[str | None, typer.Option(help="For how long: 12h, 30d.")] = None,
+    label: Annotated[str | None, typer.Option(help="What people call it.")] = None,
+) -> None:
+    """Make a token and print it, alone, once."""
+    settings = config.load(config_file)
+    expires_at = timestamp(now() + _duration(expires)) if expires else None
+    for field, value in (("--site", site), ("--visit", visit)):
+        if value is not None:
+            parse_id(value, field)
+    if set(site) <= {"."}:
+        raise ConfigurationError("--site: must hold more than dots")
+    text, record = new_token(role, site, visit, expires_at, label)
+
+    async def work(store: Store) -> None:
+        await store.write(lambda tx: tokens.add(tx, record))
+
+    _with_store(settings, work)
+    print(text)  # noqa: T201 - alone on stdout, for scripts
+
+
+@app.command()
+def fsck(config_file: ConfigOption = None) -> None:
+    """Count the four orphans; exit 1 unless all are zero."""
+    found = _with_store(config.load(config_file), count_orphans)
+    out.print(f"blobs without owner: {found.blobs_without_owner}")
+    out.print(f"stored sessions without image or blob: {found.synced_without_image}")
+    out.print(f"DICOM images without series: {found.images_without_series}")
+    out.print(f"SOP Instance UIDs with two live images: {found.sop_instances_twice}")
+    out.print(f"(files that no row names yet: {found.files_without_row})")
+    raise typer.Exit(0 if found.is_sound else 1)
+
+
+@audit_app.command("verify")
+def audit_verify(
+    config_file: ConfigOption = None,
+    receipt: Annotated[list[Path] | None, typer.Option(help="Receipts whose place in the chain is compared.")] = None,
+) -> None:
+    """Walk the audit chain; name the first bad, missing or foreign row."""
+    expected = {}
+    settings = config.load(config_file)
+    for path in receipt or []:
+        claims = _verified(settings, path)
+        expected[int(claims["audit_seq"])] = str(claims["audit_hash"])
+
+    async def work(store: Store) -> tuple[audit.ChainReport, list[str]]:
+        return await store.read(lambda tx: (audit.verify(tx, expected), missing_triggers(tx)))
+
+    report, dropped = _with_store(settings, work)
+    for trigger in dropped:
+        errors.print(f"the trigger {trigger} is gone: somebody opened the lock")
+    if report.fault:
+        errors.print(f"after {report.rows} good rows: {report.fault}")
+    else:
+        out.print(f"{report.rows} rows, the chain is whole")
+    raise typer.Exit(1 if report.fault or dropped else 0)
+
+
+@receipt_app.command("verify")
+def receipt_verify(
+    receipt: Annotated[Path, typer.Argument(help="A file with the receipt, or - for stdin.")],
+    config_file: ConfigOption = None,
+) -> None:
+    """Tell whether a receipt is genuine, and what it says."""
+    out.print_json(data=_verified(config.load(config_file), receipt))
+
+
+def _verified(settings: config.Settings, path: Path) -> dict[str, Any]:  # the claims of a receipt
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AppError(f"{path} cannot be read") from error
+
+    async def work(store: Store) -> list[dict[str, Any]]:
+        return await store.read(tokens.keys)
+
+    return receipts.verify(text, _with_store(settings, work))
+
+
+def _with_store(settings: config.Settings, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+    """Run `work` on the store beside a running server; the database is made when there is none."""
+    backends.migrate(settings.database_path)
+
+    async def run() -> T:
+        store = backends.open_store(settings.database_path, settings.blobs_path)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def _duration(text: str) -> timedelta:
+    units = {"m": "minutes", "h": "hours", "d": "days"}
+    if len(text) < 2 or text[-1] not in units or not text[:-1].isdecimal():
+        raise ConfigurationError("--expires: must be like 30m, 12h or 30d")
+    return timedelta(**{units[text[-1]]: int(text[:-1])})
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

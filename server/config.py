@@ -1,0 +1,254 @@
+"""Every setting, read once at start from TOML and the environment. Makes nothing on disk.
+
+Environment: `PACKHORSE__HTTP__PORT=8080` overrides `port` in `[http]`. Paths are relative to the file.
+"""
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from server.errors import ConfigurationError
+
+DEFAULT_FILE = Path("packhorse.toml")
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _ae_title(text: str) -> str:
+    if not 1 <= len(text.strip()) <= 16 or not text.isascii() or not text.isprintable() or "\\" in text:
+        raise ValueError("must be 1 to 16 printable ASCII characters without a backslash")
+    return text
+
+
+def _network(text: str) -> str:
+    ipaddress.ip_network(text, strict=False)
+    return text
+
+
+AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Network = Annotated[str, AfterValidator(_network)]
+
+
+class Section(BaseModel):
+    """A table of the file; a key that it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Http(Section):
+    """`[http]`: where clients come in."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    public_url: str = ""
+    trusted_proxies: list[Network] = []
+    cors_origins: list[str] = []
+    tls_cert: str = ""
+    tls_key: str = ""
+
+
+class DicomPeer(Section):
+    """`[[dicom.peers]]`: who may call."""
+
+    ae_title: AeTitle
+    host: str
+    port: Port = 104
+    allow_from: list[Network] = []
+
+
+class Dicom(Section):
+    """`[dicom]`: the DICOM listener."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    ae_title: AeTitle = "PACKHORSE"
+    check_called_ae_title: bool = False
+    require_known_peers: bool | None = None
+    peers: list[DicomPeer] = []
+
+
+class Storage(Section):
+    """`[storage]`: where facts and bytes are kept."""
+
+    database: str = "sqlite:///data/packhorse.db"
+    blobs: str = "file:data/blobs"
+    keep: Literal["forever", "until-delivered"] = "forever"
+
+
+class Auth(Section):
+    """`[auth]`: who may come in."""
+
+    mode: Literal["token", "none"] = "token"
+
+
+class Uploads(Section):
+    """`[uploads]`: limits of what comes in."""
+
+    max_size_bytes: Annotated[int, Field(gt=0)] = 107_374_182_400
+    expires_after_days: Annotated[float, Field(gt=0)] = 30
+    accept_other: Literal["keep", "refuse"] = "keep"
+    sync_wait_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+
+
+class ForwardDestination(Section):
+    """`[[forward.destinations]]`: a node that images are sent on to."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    kind: Literal["dicom", "stow", "packhorse"] = "dicom"
+    ae_title: AeTitle
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
+class ForwardRule(Section):
+    """`[[forward.rules]]`: without conditions, everything."""
+
+    destination: str
+
+
+class Forward(Section):
+    """`[forward]`."""
+
+    first_retry_s: Annotated[float, Field(gt=0)] = 5.0
+    destinations: list[ForwardDestination] = []
+    rules: list[ForwardRule] = []
+
+
+class Settings(BaseSettings):
+    """All of it. `load` is the way to make one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PACKHORSE__", env_nested_delimiter="__", extra="forbid", frozen=True)
+    http: Http = Http()
+    dicom: Dicom = Dicom()
+    storage: Storage = Storage()
+    auth: Auth = Auth()
+    uploads: Uploads = Uploads()
+    forward: Forward = Forward()
+    webhooks: list[dict[str, Any]] = []
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file."""
+        return env_settings, init_settings
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file."""
+        return self._base / self.storage.database.removeprefix("sqlite:///")
+
+    @property
+    def blobs_path(self) -> Path:
+        """The folder of the blobs."""
+        return self._base / self.storage.blobs.removeprefix("file:")
+
+    @property
+    def data_path(self) -> Path:
+        """The folder of everything else: the admin token, the signing key, the spool."""
+        return self.database_path.parent
+
+    @property
+    def require_known_peers(self) -> bool:
+        """On loopback any AE title may call, elsewhere only listed peers (contract §12)."""
+        wanted = self.dicom.require_known_peers
+        return not is_loopback(self.dicom.host) if wanted is None else wanted
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listening address can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(config_file: Path | None = None) -> Settings:
+    """The settings of `config_file`, else of ./packhorse.toml, else the embedded default.
+
+    ConfigurationError names the key that is wrong.
+    """
+    path = config_file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    values = _read(path) if path is not None else {}
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        why = "there is no such setting" if fault["type"] == "extra_forbidden" else fault["msg"]
+        raise ConfigurationError(f"{key}: {why}") from error
+    except SettingsError as error:
+        raise ConfigurationError(f"environment: {error}") from error
+    settings._base = path.resolve().parent if path is not None else Path.cwd()
+    _check(settings)
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"--config: there is no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--config: {path} cannot be read") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def _check(settings: Settings) -> None:
+    """What no single field can tell. A setting whose engine has not landed yet is refused (contract §12)."""
+    http, storage = settings.http, settings.storage
+    not_landed = {
+        "http.trusted_proxies": bool(http.trusted_proxies), "http.cors_origins": bool(http.cors_origins),
+        "http.tls_cert": bool(http.tls_cert), "http.tls_key": bool(http.tls_key), "webhooks": bool(settings.webhooks),
+        "storage.keep": storage.keep != "forever",
+        "storage.database": storage.database.startswith("postgresql"), "storage.blobs": storage.blobs.startswith("s3:"),
+        "forward.destinations": any(one.kind != "dicom" for one in settings.forward.destinations),
+    }
+    for key, is_used in not_landed.items():
+        if is_used:
+            raise ConfigurationError(f"{key}: this value needs a part that has not landed yet")
+    if not storage.database.startswith("sqlite:///"):
+        raise ConfigurationError("storage.database: must start with sqlite:///")
+    if not storage.blobs.startswith("file:"):
+        raise ConfigurationError("storage.blobs: must start with file:")
+    if settings.auth.mode == "none":
+        for key, host in (("http.host", http.host), ("dicom.host", settings.dicom.host)):
+            if not is_loopback(host):
+                raise ConfigurationError(
+                    f"auth.mode: \"none\" lets everybody in, so it is taken on loopback only, and {key} is {host}")
+    if http.public_url and not http.public_url.startswith(("http://", "https://")):
+        raise ConfigurationError("http.public_url: must start with http:// or https://")
+    names = [one.name for one in settings.forward.destinations]
+    if len(set(names)) < len(names):
+        raise ConfigurationError("forward.destinations: a name is given twice")
+    for rule in settings.forward.rules:
+        if rule.destination not in names:
+            raise ConfigurationError(f"forward.rules: there is no destination {rule.destination}")
+    if settings.require_known_peers:
+        for peer in settings.dicom.peers:
+            peer_networks(peer)
+
+
+def peer_networks(peer: DicomPeer) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """The networks that a peer may call from: `allow_from`, else its host. ConfigurationError."""
+    try:
+        return tuple(ipaddress.ip_network(text, strict=False) for text in peer.allow_from or [peer.host])
+    except ValueError as error:
+        raise ConfigurationError(
+            f"dicom.peers: {peer.ae_title} needs allow_from, for its host is a name, not an address") from error

@@ -1,0 +1,109 @@
+"""Who is handed to whom: the only file that knows every feature."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_address
+
+from aiohttp import web
+
+from server.auth import Authenticator
+from server.config import Settings, peer_networks
+from server.orders.handlers import OrderHandlers
+from server.orders.service import OrderService, name_order
+from server.pacs.arrivals import Arrivals
+from server.pacs.destinations import DicomDestination
+from server.pacs.dimse.listener import DicomListener, ListenerSettings, Peer
+from server.pacs.forward import Forwarder
+from server.pacs.handlers import ImageHandlers
+from server.pacs.ingest import Ingester
+from server.pacs.presentation import image_json
+from server.pacs.render import Renderer
+from server.sessions.handlers import SessionHandlers
+from server.sessions.intake import Intake, IntakeSettings
+from server.sessions.readback import Readback
+from server.sessions.receipts import Signer
+from server.sessions.service import SessionService
+from server.tus.handlers import TusHandlers
+from server.tus.locks import UploadLocks
+from server.tus.uploads import Uploads
+from server.worker import Backoff, Tasks, Worker
+from storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that runs, wired."""
+
+    settings: Settings
+    store: Store
+    signer: Signer
+    authenticator: Authenticator
+    uploads: Uploads
+    locks: UploadLocks
+    renderer: Renderer
+    worker: Worker
+    listener: DicomListener | None
+    routes: tuple[web.RouteDef, ...]
+
+
+def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Services:
+    """Make every service and hand it what it needs."""
+    expires_after = timedelta(days=settings.uploads.expires_after_days)
+    max_size_bytes = settings.uploads.max_size_bytes
+    base_url = base_url_of(settings)
+    ingester = Ingester(
+        store.blobs, destinations=tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules)),
+        accept_other=settings.uploads.accept_other == "keep")
+    intake = Intake(store, ingester, signer, name_order, tasks, IntakeSettings(
+        max_size_bytes, expires_after, settings.uploads.sync_wait_s))
+    locks = UploadLocks()
+    uploads = Uploads(store, intake, locks, expires_after)
+    sessions = SessionService(store, intake, Readback(store, tasks), name_order, max_size_bytes)
+    renderer = Renderer()
+    forwarder = Forwarder(store, {
+        one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
+        for one in settings.forward.destinations})
+    worker = Worker(store, {"ingest": intake.run_job, "forward": forwarder.run_job},
+                    backoff=Backoff(first_s=settings.forward.first_retry_s))
+    arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
+    routes = (
+        *TusHandlers(store, uploads, intake, base_url, max_size_bytes).routes(),
+        *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
+        *ImageHandlers(store, renderer, base_url).routes(),
+        *OrderHandlers(OrderService(store)).routes(),
+    )
+    return Services(
+        settings, store, signer, Authenticator(store, settings.auth.mode), uploads, locks, renderer, worker,
+        _listener(settings, arrivals), routes)
+
+
+def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
+    dicom = settings.dicom
+    if not dicom.enabled:
+        return None
+    return DicomListener(ListenerSettings(
+        host=dicom.host, port=dicom.port, ae_title=dicom.ae_title, spool=settings.data_path / "spool",
+        check_called_ae_title=dicom.check_called_ae_title, require_known_peers=settings.require_known_peers,
+        peers=tuple(Peer(peer.ae_title, peer_networks(peer)) for peer in dicom.peers)
+        if settings.require_known_peers else ()), arrivals.receive)
+
+
+def base_url_of(settings: Settings) -> Callable[[web.Request], str]:
+    """What clients are told: the configured public URL, else the address that took the connection.
+
+    Never a raw Host header, which the client makes up (contract §5).
+    """
+    public_url = settings.http.public_url.rstrip("/")
+
+    def base_url(request: web.Request) -> str:
+        if public_url:
+            return public_url
+        transport = request.transport
+        name = transport.get_extra_info("sockname") if transport is not None else None
+        if name is None:
+            return f"http://{settings.http.host}:{settings.http.port}"
+        host = f"[{name[0]}]" if ip_address(name[0]).version == 6 else name[0]
+        return f"http://{host}:{name[1]}"
+
+    return base_url
