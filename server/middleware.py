@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from server.auth import PRINCIPAL, Authenticator
 from server.errors import AppError, RequestError
@@ -12,7 +13,6 @@ from storage import errors as storage_errors
 
 log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 OPEN = frozenset({"/healthz", "/readyz", "/.well-known/jwks.json"})
 """Paths that need no token (contract §8, §11)."""

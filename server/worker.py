@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, TypeVar
 
 import structlog
@@ -29,8 +30,15 @@ class Tasks:
         await self._group.__aenter__()
         return self
 
-    async def __aexit__(self, *reason: Any) -> None:  # the three values that `async with` gives
-        await self._group.__aexit__(*reason)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        except BaseExceptionGroup:
+            if error is not None:
+                raise error from None  # tasks never fail here, so the group holds only what the body raised
+            raise
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str) -> "asyncio.Future[T]":
         """Run `work` in the group; the future has its result or its failure."""

@@ -45,9 +45,10 @@ class TusHandlers:
             ("OPTIONS", "/files/{upload_id}", self.options),
             ("POST", "/files", self.post), ("POST", "/files/", self.post),
             ("HEAD", "/files/{upload_id}", self.head), ("PATCH", "/files/{upload_id}", self.patch),
-            ("DELETE", "/files/{upload_id}", self.delete), ("GET", "/files/{upload_id}", self.get),
+            ("DELETE", "/files/{upload_id}", self.delete),
         ]
-        return [web.route(method, path, _spoken(handler)) for method, path, handler in verbs]
+        return [*(web.route(method, path, _spoken(handler)) for method, path, handler in verbs),
+                web.get("/files/{upload_id}", _spoken(self.get), allow_head=False)]
 
     async def options(self, _request: web.Request) -> web.Response:
         """What this server speaks; needs neither token nor Tus-Resumable (core, OPTIONS)."""
