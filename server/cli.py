@@ -22,8 +22,8 @@ from server.auth import Role, new_token
 from server.errors import AppError, ConfigurationError
 from server.health import count_orphans
 from server.identifiers import parse_id
-from server.lifecycle import serve as serve_forever
 from server.sessions import receipts
+from server.supervisor import serve as serve_forever
 from storage import audit, backends, tokens
 from storage.errors import StorageError
 from storage.records import DEFAULT_SITE, now, timestamp
