@@ -1,0 +1,207 @@
+"""Everything that is refused: status, code, and that the upload still tells the offset of before."""
+
+import base64
+import hashlib
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.server import Server, create, patch, sha256, upload_url
+
+HALF = 20_000
+
+
+@dataclass
+class Case:
+    """A session whose upload holds the first bytes of a CT, and the means to make it worse."""
+
+    server: Server
+    content: bytes
+    session: dict[str, Any]
+    url: str
+
+    @property
+    def root(self) -> str:
+        return f"/visits/77/radiology/upload-sessions/{self.session['session_id']}"
+
+    def call(self, name: str, body: Any = None) -> Any:
+        return self.server.api("POST", f"{self.root}/{name}/", body)
+
+    def finish(self) -> Any:
+        answer = patch(self.server, self.url, self.content[HALF:], HALF)
+        assert answer.headers.get("Packhorse-Status") == "SYNCED", answer.text
+        return self.server.api("GET", f"{self.root}/").json()
+
+    def fail(self, code: str = "LOCAL_READ_ERROR") -> None:
+        assert self.call("report_failure", {"error_code": code}).status_code == 200
+
+
+@pytest.fixture
+def case(shared_server: Server, ct: bytes) -> Case:
+    content = uuid.uuid4().bytes + ct  # every case its own bytes: nothing is a duplicate, and no DICOM
+    session = create(shared_server, content, max_retries=1, file_name="image.bin")
+    url = upload_url(shared_server, session["session_id"])
+    assert patch(shared_server, url, content[:HALF]).status_code == 204
+    return Case(shared_server, content, session, url)
+
+
+def wrong_checksum(case: Case) -> Any:
+    bad = case.content[HALF:-1] + bytes([case.content[-1] ^ 1])
+    return patch(case.server, case.url, bad, HALF)
+
+
+def wrong_chunk_checksum(case: Case) -> Any:
+    claim = "sha1 " + base64.b64encode(hashlib.sha1(b"other").digest()).decode()
+    return patch(case.server, case.url, case.content[HALF:], HALF, Upload_Checksum=claim)
+
+
+def ack_before_synced(case: Case) -> Any:
+    return case.call("acknowledge", {"server_image_id": 1})
+
+
+def ack_with_the_wrong_image(case: Case) -> Any:
+    return case.call("acknowledge", {"server_image_id": case.finish()["server_image_id"] + 1})
+
+
+def ack_with_the_wrong_checksum(case: Case) -> Any:
+    return case.call("acknowledge", {"server_image_id": case.finish()["server_image_id"], "checksum_sha256": "0" * 64})
+
+
+def retries_exhausted(case: Case) -> Any:
+    case.fail()
+    assert case.call("retry").status_code == 200
+    case.fail()
+    return case.call("retry")
+
+
+def cancel_after_synced(case: Case) -> Any:
+    case.finish()
+    return case.call("cancel", {"reason": "wrong file"})
+
+
+def not_retryable(case: Case) -> Any:
+    assert case.call("cancel", {"reason": "wrong file"}).status_code == 200
+    return case.call("retry")
+
+
+def conflicting_session(case: Case) -> Any:
+    body = {"session_id": case.session["session_id"], "file_name": "other.dcm", "file_size": len(case.content),
+            "checksum_sha256": sha256(case.content), "radiology_order_id": 123}
+    return case.server.api("POST", "/visits/77/radiology/upload-sessions/create_session/", body)
+
+
+def create_with(**fields: Any) -> Callable[[Case], Any]:
+    def call(case: Case) -> Any:
+        body = {"file_name": "a.dcm", "file_size": 5, "checksum_sha256": "1" * 64, "radiology_order_id": 123, **fields}
+        body = {key: value for key, value in body.items() if value is not None}
+        return case.server.api("POST", "/visits/77/radiology/upload-sessions/create_session/", body)
+
+    return call
+
+
+def tus_post(**headers: str) -> Callable[[Case], Any]:
+    return lambda case: case.server.tus("POST", "/files", **headers)
+
+
+def at(offset: int, content: bytes = b"x", **headers: str) -> Callable[[Case], Any]:
+    return lambda case: patch(case.server, case.url, content, offset, **headers)
+
+
+SAME, GONE = "same", "gone"
+REFUSALS: list[tuple[str, Callable[[Case], Any], int, str, str]] = [
+    ("wrong checksum of the whole", wrong_checksum, 460, "CHECKSUM_MISMATCH", GONE),
+    ("wrong checksum of a chunk", wrong_chunk_checksum, 460, "chunk_checksum_mismatch", SAME),
+    ("an unknown checksum algorithm", at(HALF, Upload_Checksum="crc7 AAAA"), 400, "unsupported_checksum_algorithm",
+     SAME),
+    ("a checksum in bad base64", at(HALF, Upload_Checksum="sha1 !!"), 400, "invalid_header", SAME),
+    ("an offset below", at(5), 409, "offset_mismatch", SAME),
+    ("an offset above", at(HALF + 5), 409, "offset_mismatch", SAME),
+    ("an offset beyond the length", at(10**9), 409, "offset_mismatch", SAME),
+    ("a negative offset", at(-1), 400, "invalid_header", SAME),
+    ("wrong version", at(HALF, Tus_Resumable="0.2.2"), 412, "unsupported_version", SAME),
+    ("another content type", lambda case: case.server.tus(
+        "PATCH", case.url, b"x", Upload_Offset=str(HALF), Content_Type="text/plain"), 415, "unsupported_media_type", SAME),
+    ("too long", lambda case: patch(case.server, case.url, case.content[HALF:] + b"more", HALF), 413,
+     "upload_size_exceeded", SAME),
+    ("a trailer", at(HALF, Trailer="Upload-Checksum"), 400, "invalid_header", SAME),
+    ("a compressed body", at(HALF, Content_Encoding="gzip"), 415, "unsupported_media_type", SAME),
+    ("negative length", tus_post(Upload_Length="-5"), 400, "invalid_header", SAME),
+    ("no length", tus_post(), 400, "invalid_header", SAME),
+    ("deferred length", tus_post(Upload_Defer_Length="1"), 400, "invalid_header", SAME),
+    ("bad base64", tus_post(Upload_Length="5", Upload_Metadata="filename !!!"), 400, "invalid_metadata", SAME),
+    ("a key given twice", tus_post(Upload_Length="5", Upload_Metadata="a YQ==,a YQ=="), 400, "invalid_metadata", SAME),
+    ("a file too large by tus", tus_post(Upload_Length=str(2**47)), 413, "file_too_large", SAME),
+    ("unknown upload", lambda case: case.server.tus("HEAD", f"/files/{uuid.uuid4()}"), 404, "", SAME),
+    ("a path for an upload", lambda case: case.server.tus("HEAD", "/files/..%2f..%2fetc%2fpasswd"), 404, "", SAME),
+    ("unknown session", lambda case: case.server.api("GET", f"/upload-sessions/{uuid.uuid4()}/"), 404, "not_found",
+     SAME),
+    ("wrong visit", lambda case: case.server.api("GET", case.root.replace("/77/", "/78/") + "/"), 404, "not_found",
+     SAME),
+    ("metadata twice", lambda case: case.call("upload_metadata", {"metadata": {"view": "AP"}}), 409,
+     "metadata_immutable", SAME),
+    ("an order of another visit", lambda case: case.server.api(
+        "POST", "/visits/78/radiology/upload-sessions/create_session/",
+        {"file_name": "a", "file_size": 1, "checksum_sha256": "2" * 64, "radiology_order_id": 123}), 409,
+     "order_visit_mismatch", SAME),
+    ("ACK before SYNCED", ack_before_synced, 409, "not_synced", SAME),
+    ("ACK with the wrong image", ack_with_the_wrong_image, 409, "image_mismatch", "full"),
+    ("ACK with the wrong checksum", ack_with_the_wrong_checksum, 409, "checksum_mismatch", "full"),
+    ("retry while uploading", lambda case: case.call("retry"), 409, "invalid_transition", SAME),
+    ("retries exhausted", retries_exhausted, 409, "retries_exhausted", GONE),
+    ("retry of what cannot be retried", not_retryable, 409, "not_retryable", GONE),
+    ("cancel after SYNCED", cancel_after_synced, 409, "invalid_transition", "full"),
+    ("unknown field", create_with(colour="red"), 422, "invalid_field", SAME),
+    ("no checksum", create_with(checksum_sha256=None), 422, "checksum_required", SAME),
+    ("a bad checksum", create_with(checksum_sha256="xyz"), 422, "invalid_field", SAME),
+    ("a negative size", create_with(file_size=-1), 422, "invalid_field", SAME),
+    ("no order under a visit", create_with(radiology_order_id=None), 422, "invalid_field", SAME),
+    ("a bad id", create_with(radiology_order_id="../x"), 422, "invalid_field", SAME),
+    ("a file too large", create_with(file_size=2**47), 413, "file_too_large", SAME),
+    ("another session of that id", conflicting_session, 409, "session_conflict", SAME),
+]
+
+
+@pytest.mark.parametrize(("name", "refused", "status", "code", "then"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_is_refused_and_nothing_is_lost(
+    case: Case, name: str, refused: Callable[[Case], Any], status: int, code: str, then: str
+) -> None:
+    answer = refused(case)
+    assert answer.status_code == status, answer.text
+    if answer.content:
+        body = answer.json()
+        assert answer.headers["Content-Type"].startswith("application/problem+json")
+        assert (body["code"], body["status"], body["type"]) == (code, status, f"/problems/{code}")
+        assert answer.headers["X-Request-Id"]
+    head = case.server.tus("HEAD", case.url)
+    if then == GONE:
+        assert head.status_code == 410
+    else:
+        expected = HALF if then == SAME else len(case.content)
+        assert (head.status_code, head.headers["Upload-Offset"]) == (200, str(expected))
+
+
+def test_without_a_token_nothing_is_told(case: Case) -> None:
+    for path in ("/files/" + "0" * 36, "/api/v1/upload-sessions/", "/api/v1/images/1/"):
+        answer = case.server.tus("GET", path, token="ph_0_0")
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+
+
+def test_100_identical_creations_at_once_make_one_row(shared_server: Server) -> None:
+    body = {"file_name": "a.dcm", "file_size": 5, "checksum_sha256": sha256(uuid.uuid4().bytes),
+            "radiology_order_id": "many"}
+
+    def one(_: int) -> tuple[int, str]:
+        answer = shared_server.api("POST", "/upload-sessions/create_session/", body)
+        return answer.status_code, answer.json()["session_id"]
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(one, range(100)))
+    assert sorted({status for status, _ in answers}) == [200, 201]
+    assert [status for status, _ in answers].count(201) == 1
+    assert len({session_id for _, session_id in answers}) == 1
+    listed = shared_server.api("GET", "/upload-sessions/?radiology_order_id=many").json()
+    assert len(listed["results"]) == 1
