@@ -22,7 +22,8 @@ def storescu(port: int, path: Path, transfer_syntax_uid: str, *options: str) -> 
     """Send one file."""
     proposal = PROPOSALS.get(transfer_syntax_uid, "-x=")
     return subprocess.run(
-        [require_peer("storescu"), "-d", "-R", proposal, *options, "-aec", "PACKHORSE", "127.0.0.1", str(port), str(path)],
+        [require_peer("storescu"), "-d", "-R", proposal, *options, "-aec", "PACKHORSE", "127.0.0.1", str(port),
+         str(path)],
         capture_output=True, text=True, timeout=60, env={"TCP_NODELAY": "1", "PATH": "/usr/bin:/bin"})
 
 

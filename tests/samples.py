@@ -41,7 +41,10 @@ def table() -> dict[str, Sample]:
 
 
 def rounds(samples: dict[str, Path]) -> list[list[str]]:
-    """Names of sound samples in rounds in which no SOP Instance UID comes twice: some samples are one object in many encodings."""
+    """Names of sound samples in rounds in which no SOP Instance UID comes twice.
+
+    Some samples are one object in many encodings.
+    """
     seen: dict[str, int] = defaultdict(int)
     result: dict[int, list[str]] = defaultdict(list)
     for name, path in samples.items():

@@ -110,7 +110,8 @@ def _text(value: Value, encodings: list[str], *, person_name: bool) -> str:
         text = decode_bytes(value.content, encodings, delimiters)
     except (UnicodeError, LookupError, ValueError):
         text = value.content.decode("ascii", "replace")
-    return "".join(character for character in text if character.isprintable()).strip()
+    text = "".join(character for character in text if character.isprintable()).strip()
+    return text.rstrip("=") if person_name else text  # empty component groups at the end say nothing (PS3.5 §6.2.1)
 
 
 def _number(structure: Structure, keyword: str) -> int | None:

@@ -124,7 +124,8 @@ REFUSALS: list[tuple[str, Callable[[Case], Any], int, str, str]] = [
     ("a negative offset", at(-1), 400, "invalid_header", SAME),
     ("wrong version", at(HALF, Tus_Resumable="0.2.2"), 412, "unsupported_version", SAME),
     ("another content type", lambda case: case.server.tus(
-        "PATCH", case.url, b"x", Upload_Offset=str(HALF), Content_Type="text/plain"), 415, "unsupported_media_type", SAME),
+        "PATCH", case.url, b"x", Upload_Offset=str(HALF), Content_Type="text/plain"), 415, "unsupported_media_type",
+     SAME),
     ("too long", lambda case: patch(case.server, case.url, case.content[HALF:] + b"more", HALF), 413,
      "upload_size_exceeded", SAME),
     ("a trailer", at(HALF, Trailer="Upload-Checksum"), 400, "invalid_header", SAME),

@@ -1,0 +1,122 @@
+"""What users rely on is in the docs: settings, codes, routes, commands, conformance rows, links."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from server import config
+from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES
+from server.sessions.handlers import SessionHandlers
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = (ROOT / "config.example.toml").read_text()
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
+    """Every scalar setting with its default."""
+    found: dict[str, object] = {}
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            found |= settings(type(default), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = default
+    return found
+
+
+def test_the_example_documents_every_setting_with_its_default() -> None:
+    documented = tomllib.loads(EXAMPLE)
+    for key, default in settings(config.Settings).items():
+        table, _, name = key.rpartition(".")
+        if key in ("dicom.require_known_peers", "webhooks"):
+            continue  # the one has no default of its own, the other has not landed
+        if key in ("dicom.peers", "forward.destinations", "forward.rules"):
+            assert f"[[{key}]]" in EXAMPLE
+            continue
+        assert documented[table][name] == default, key
+    assert "# require_known_peers" in EXAMPLE
+
+
+def test_the_example_is_usable_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "packhorse.toml"
+    path.write_text(EXAMPLE)
+    assert config.load(path).forward.destinations[0].name == "main-pacs"
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    return {cells[0].strip("`"): cells for line in page.splitlines() if line.startswith("| `")
+            if (cells := [cell.strip() for cell in line.strip("|").split("|")])}
+
+
+def test_the_list_of_errors_is_closed() -> None:
+    listed = rows((ROOT / "docs/errors.md").read_text())
+    assert sorted(listed) == sorted([*REQUEST_ERRORS, *SESSION_FAILURES])
+    for code, meaning in {**REQUEST_ERRORS, **SESSION_FAILURES}.items():
+        cells = listed[code]
+        assert (cells[1], cells[2], cells[-1]) == (
+            str(meaning.status), "yes" if meaning.retryable else "no", meaning.title)
+        if code in SESSION_FAILURES:
+            expected = "from 0" if code in RETRYABLE_FROM_ZERO else "kept" if meaning.retryable else "–"
+            assert cells[3] == expected, code
+
+
+def test_every_error_code_in_the_code_is_in_the_list() -> None:
+    for path in [*ROOT.glob("server/**/*.py")]:
+        for code in re.findall(r"(?:RequestError|SessionFailure)\(\s*\"(\w+)\"", path.read_text()):
+            assert code in REQUEST_ERRORS or code in SESSION_FAILURES, (path, code)
+
+
+def test_every_session_call_is_documented() -> None:
+    page = (ROOT / "docs/sessions.md").read_text()
+    handlers = SessionHandlers.__new__(SessionHandlers)
+    for route in handlers.routes():
+        last = route.path.rstrip("/").rsplit("/", 1)[1]
+        assert last in page, route.path
+
+
+def test_every_command_is_documented() -> None:
+    from server.cli import app
+
+    page = (ROOT / "README.md").read_text()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert f"packhorse {command.name or command.callback.__name__}" in page
+    for group in app.registered_groups:
+        assert f"packhorse {group.name} " in page
+
+
+@pytest.mark.parametrize("page", ["tus-conformance.md", "dicom-conformance.md"])
+def test_each_row_of_a_conformance_page_names_a_test_that_exists(page: str) -> None:
+    names = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        names |= set(re.findall(r"def (test_\w+)", path.read_text()))
+    table = [line for line in (ROOT / "docs" / page).read_text().splitlines()
+             if line.startswith("| ") and not line.startswith(("| rule", "| service", "|---"))]
+    assert table
+    for line in table:
+        named = re.findall(r"`(test_\w+)`", line)
+        assert named or "not offered" in line or "client" in line, line
+        assert set(named) <= names, line
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_locks_hold_hashes_and_no_host() -> None:
+    for name in ("run", "dev", "tools"):
+        lock = (ROOT / f"requirements/{name}.txt").read_text()
+        assert "--hash=sha256:" in lock and "://" not in lock
+
+
+def test_each_file_says_what_it_owns_and_packages_hold_a_docstring_only() -> None:
+    for path in [*ROOT.glob("server/**/*.py"), *ROOT.glob("storage/**/*.py")]:
+        text = path.read_text()
+        assert text.startswith('"""'), path
+        if path.name == "__init__.py":
+            assert len(text.strip().splitlines()) == 1, path

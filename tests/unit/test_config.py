@@ -1,0 +1,79 @@
+"""Bad configuration: one clear message that names the key, exit 2, and nothing was started or made."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server import config
+from server.errors import ConfigurationError
+from tests.server import ROOT, Server
+
+BAD = [
+    ("[http]\nprot = 1", "http.prot"), ("[http]\nport = 70000", "http.port"), ("[http]\nport = 'x'", "http.port"),
+    ("[nonsense]\na = 1", "nonsense"), ("[http]\ncors_origins = ['https://x']", "http.cors_origins"),
+    ("[http]\ntrusted_proxies = ['10.0.0.0/8']", "http.trusted_proxies"), ("[http]\ntls_cert = 'x'", "http.tls_cert"),
+    ("[http]\npublic_url = 'example.org'", "http.public_url"),
+    ("[storage]\ndatabase = 'postgresql://u@h/n'", "storage.database"), ("[storage]\nblobs = 's3://b'", "storage.blobs"),
+    ("[storage]\nkeep = 'until-delivered'", "storage.keep"), ("[storage]\nkeep = 'never'", "storage.keep"),
+    ("[auth]\nmode = 'none'\n[http]\nhost = '0.0.0.0'", "auth.mode"),
+    ("[auth]\nmode = 'none'\n[dicom]\nhost = '0.0.0.0'", "auth.mode"), ("[auth]\nmode = 'open'", "auth.mode"),
+    ("[dicom]\nae_title = 'A TITLE THAT IS TOO LONG'", "dicom.ae_title"),
+    ("[[dicom.peers]]\nae_title = 'A'\nhost = 'h'\nallow_from = ['x']", "dicom.peers.0.allow_from"),
+    ("[[forward.rules]]\ndestination = 'x'", "forward.rules"), ("[[webhooks]]\nurl = 'https://x'", "webhooks"),
+    ("[[forward.destinations]]\nname = 'a'\nkind = 'stow'\nae_title = 'A'\nhost = 'h'\nport = 1", "forward.destinations"),
+    ("[uploads]\nmax_size_bytes = 0", "uploads.max_size_bytes"), ("not toml", "packhorse.toml"),
+]
+
+
+@pytest.mark.parametrize(("text", "key"), BAD, ids=[key for _, key in BAD])
+def test_a_bad_setting_is_named(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "packhorse.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as refusal:
+        config.load(path)
+    assert key in refusal.value.detail and "\n" not in refusal.value.detail
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "server", *words], cwd=folder, capture_output=True, text=True,
+                          timeout=60, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment})
+
+
+def test_the_command_exits_2_and_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "packhorse.toml").write_text("[http]\nprot = 1")
+    answer = run(tmp_path, "serve")
+    assert (answer.returncode, answer.stderr.strip()) == (2, "configuration: http.prot: there is no such setting")
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    answer = run(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="9123")
+    assert "127.0.0.1:9123" in answer.stdout
+    assert run(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="x").returncode == 2
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    answer = run(tmp_path, "serve", "--config", "nowhere.toml")
+    assert answer.returncode == 2 and "nowhere.toml" in answer.stderr
+
+
+@pytest.mark.parametrize("key", ["http.port", "dicom.port"])
+def test_a_busy_port_exits_1_naming_it(tmp_path: Path, key: str) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        ports = {"http.port": "0", "dicom.port": "0", key: str(busy.getsockname()[1])}
+        (tmp_path / "packhorse.toml").write_text(
+            f"[http]\nport = {ports['http.port']}\n[dicom]\nport = {ports['dicom.port']}\n")
+        answer = run(tmp_path, "serve")
+        assert answer.returncode == 1 and key in answer.stderr and ports[key] in answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
+def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
+    answer = server.command("serve")
+    assert answer.returncode == 1 and "another server" in answer.stderr
