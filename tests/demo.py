@@ -119,7 +119,7 @@ def _compare(server: Server, sink: Sink, path: Path, image_id: int) -> bool:
     far = next(iter(sink.folder.iterdir()))
     near_digest, far_digest = (dataset_sha256(file, read_header(file)) for file in (path, far))
     near, distant = (hashlib.sha256(pixel_array(dcmread(file)).tobytes()).hexdigest() for file in (path, far))
-    out.print(f"[bold]Forwarded[/bold] as image {image_id} by C-STORE after {rows[0]['attempts']} try: dataset digest "
+    out.print(f"[bold]Forwarded[/bold] as image {image_id} by C-STORE after {rows[0]['attempts']} send(s): dataset digest "
               f"{'equal' if near_digest == far_digest else 'DIFFERENT'}, decoded pixels "
               f"{'equal' if near == distant else 'DIFFERENT'}.")
     return near_digest == far_digest and near == distant

@@ -56,14 +56,17 @@ class Uploads:
         await self._policy.authorize(upload, who, reading=reading)
         return upload
 
-    async def offset(self, upload: UploadRecord) -> int:
-        """How many bytes are held. RequestError `gone` (contract §5); never waits for a lock."""
+    async def offset(self, upload: UploadRecord, *, holding: bool = False) -> int:
+        """How many bytes are held. RequestError `gone` (contract §5); never waits for a lock.
+
+        `holding`: the caller has the upload's lock, so nobody else writes and an expired one ends now.
+        """
         refusal = await self._policy.refusal(upload)
         if refusal is not None:
             raise refusal
         if upload.state is UploadState.FINISHED:
             return upload.length_bytes
-        if upload.expires_at <= timestamp() and not self._locks.is_held(upload.upload_id):
+        if upload.expires_at <= timestamp() and (holding or not self._locks.is_held(upload.upload_id)):
             await self._lose(upload, SessionFailure("UPLOAD_EXPIRED"))
         return await self._survived(upload)
 
@@ -72,7 +75,7 @@ class Uploads:
         if upload.state is not UploadState.OPEN:
             return await self.offset(upload)
         async with self._locks.take(upload.upload_id, stop=lambda: None):
-            return await self.offset(await self._again(upload))
+            return await self.offset(await self._again(upload), holding=True)
 
     async def patch(
         self, upload: UploadRecord, offset: int, body: UploadBody, claim: ChecksumClaim | None, peer: str | None
@@ -83,7 +86,7 @@ class Uploads:
             return Patched(upload, upload.length_bytes, await self._verdict(upload, peer))
         async with self._locks.take(upload.upload_id, body.stop):
             upload = await self._again(upload)
-            stored = await self.offset(upload)
+            stored = await self.offset(upload, holding=True)
             self._check_offset(offset, stored)
             upload = await self._receive(upload, stored, body, claim, peer)
             if upload.offset_bytes < upload.length_bytes:
@@ -207,7 +210,7 @@ class Uploads:
             upload = await self._again(upload)
             if upload.state is UploadState.FINISHED:
                 return await self._verdict(upload, peer)
-            if await self.offset(upload) != upload.length_bytes:
+            if await self.offset(upload, holding=True) != upload.length_bytes:
                 return None
             return await self._complete(upload, peer)
 
