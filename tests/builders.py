@@ -26,15 +26,24 @@ def uid(text: str) -> bytes:
 
 def part10(dataset: bytes, transfer_syntax_uid: str = ExplicitVRLittleEndian, sop_instance_uid: str = "1.2.3") -> bytes:
     """A Part 10 file around an encoded data set."""
-    meta = (element(2, 1, b"OB", b"\0\1") + element(2, 2, b"UI", uid(CTImageStorage))
-            + element(2, 3, b"UI", uid(sop_instance_uid)) + element(2, 16, b"UI", uid(transfer_syntax_uid)))
+    meta = (
+        element(2, 1, b"OB", b"\0\1")
+        + element(2, 2, b"UI", uid(CTImageStorage))
+        + element(2, 3, b"UI", uid(sop_instance_uid))
+        + element(2, 16, b"UI", uid(transfer_syntax_uid))
+    )
     return b"\0" * 128 + b"DICM" + element(2, 0, b"UL", struct.pack("<I", len(meta))) + meta + dataset
 
 
 def identified(sop_instance_uid: str, rest: bytes = b"") -> bytes:
     """The four identifiers, then `rest`."""
-    return (element(8, 0x16, b"UI", uid(CTImageStorage)) + element(8, 0x18, b"UI", uid(sop_instance_uid))
-            + element(0x20, 0x0D, b"UI", uid("1.2.3.4")) + element(0x20, 0x0E, b"UI", uid("1.2.3.5")) + rest)
+    return (
+        element(8, 0x16, b"UI", uid(CTImageStorage))
+        + element(8, 0x18, b"UI", uid(sop_instance_uid))
+        + element(0x20, 0x0D, b"UI", uid("1.2.3.4"))
+        + element(0x20, 0x0E, b"UI", uid("1.2.3.5"))
+        + rest
+    )
 
 
 def item(content: bytes = b"", length: int | None = None) -> bytes:

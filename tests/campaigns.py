@@ -53,9 +53,11 @@ def _cut_patch(server: Server, url: str, part: bytes, offset: int, promised: int
 
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as line:
-        head = (f"PATCH {url.removeprefix(server.url)} HTTP/1.1\r\nHost: {host}\r\nTus-Resumable: 1.0.0\r\n"
-                f"Authorization: Bearer {server.token}\r\nUpload-Offset: {offset}\r\n"
-                f"Content-Type: application/offset+octet-stream\r\nContent-Length: {promised}\r\n\r\n")
+        head = (
+            f"PATCH {url.removeprefix(server.url)} HTTP/1.1\r\nHost: {host}\r\nTus-Resumable: 1.0.0\r\n"
+            f"Authorization: Bearer {server.token}\r\nUpload-Offset: {offset}\r\n"
+            f"Content-Type: application/offset+octet-stream\r\nContent-Length: {promised}\r\n\r\n"
+        )
         line.sendall(head.encode() + part)
 
 
@@ -99,8 +101,14 @@ def identical_creations(folder: Path, seed: int, count: int) -> int:
     try:
         for _ in range(count):
             content, answers = dice.randbytes(16), []
-            threads = [threading.Thread(target=lambda content=content, answers=answers: answers.append(
-                create(server, content)["session_id"])) for _ in range(2)]
+            threads = [
+                threading.Thread(
+                    target=lambda content=content, answers=answers: answers.append(
+                        create(server, content)["session_id"]
+                    )
+                )
+                for _ in range(2)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -121,7 +129,7 @@ def dicom_objects(folder: Path, seed: int, count: int) -> int:
     try:
         for number in range(count):
             content = builders.ct(folder / "one.dcm", rows=16, columns=16, seed=dice.randrange(2**31)).read_bytes()
-            for order in (str(number), uuid.UUID(int=dice.getrandbits(128)).hex)[:1 + (dice.random() < 0.3)]:
+            for order in (str(number), uuid.UUID(int=dice.getrandbits(128)).hex)[: 1 + (dice.random() < 0.3)]:
                 session = create(server, content, radiology_order_id=order)
                 answer = patch(server, upload_url(server, session["session_id"]), content)
                 assert answer.headers["Packhorse-Status"] == "SYNCED", (seed, answer.text)

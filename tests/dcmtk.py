@@ -9,10 +9,18 @@ from pathlib import Path
 from tests.support import free_port, require_peer
 
 PROPOSALS = {
-    "1.2.840.10008.1.2": "-xi", "1.2.840.10008.1.2.1": "-xe", "1.2.840.10008.1.2.2": "-xb",
-    "1.2.840.10008.1.2.1.99": "-xd", "1.2.840.10008.1.2.4.50": "-xy", "1.2.840.10008.1.2.4.51": "-xx",
-    "1.2.840.10008.1.2.4.57": "-xs", "1.2.840.10008.1.2.4.70": "-xs", "1.2.840.10008.1.2.4.80": "-xt",
-    "1.2.840.10008.1.2.4.81": "-xu", "1.2.840.10008.1.2.4.90": "-xv", "1.2.840.10008.1.2.4.91": "-xw",
+    "1.2.840.10008.1.2": "-xi",
+    "1.2.840.10008.1.2.1": "-xe",
+    "1.2.840.10008.1.2.2": "-xb",
+    "1.2.840.10008.1.2.1.99": "-xd",
+    "1.2.840.10008.1.2.4.50": "-xy",
+    "1.2.840.10008.1.2.4.51": "-xx",
+    "1.2.840.10008.1.2.4.57": "-xs",
+    "1.2.840.10008.1.2.4.70": "-xs",
+    "1.2.840.10008.1.2.4.80": "-xt",
+    "1.2.840.10008.1.2.4.81": "-xu",
+    "1.2.840.10008.1.2.4.90": "-xv",
+    "1.2.840.10008.1.2.4.91": "-xw",
     "1.2.840.10008.1.2.5": "-xr",
 }
 """Transfer syntax → storescu's option that proposes it."""
@@ -22,9 +30,23 @@ def storescu(port: int, path: Path, transfer_syntax_uid: str, *options: str) -> 
     """Send one file."""
     proposal = PROPOSALS.get(transfer_syntax_uid, "-x=")
     return subprocess.run(
-        [require_peer("storescu"), "-d", "-R", proposal, *options, "-aec", "PACKHORSE", "127.0.0.1", str(port),
-         str(path)],
-        capture_output=True, text=True, timeout=60, env={"TCP_NODELAY": "1", "PATH": "/usr/bin:/bin"})
+        [
+            require_peer("storescu"),
+            "-d",
+            "-R",
+            proposal,
+            *options,
+            "-aec",
+            "PACKHORSE",
+            "127.0.0.1",
+            str(port),
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"TCP_NODELAY": "1", "PATH": "/usr/bin:/bin"},
+    )
 
 
 def complaint(answer: subprocess.CompletedProcess[str]) -> str:
@@ -56,8 +78,22 @@ class Sink:
         self.folder.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [require_peer("storescp"), "-d", "-pm", "+xa", "+B", "-od", str(self.folder), "-aet", "SINK",
-                 str(self.port)], stdout=log, stderr=log, env={"TCP_NODELAY": "1", "PATH": "/usr/bin:/bin"})
+                [
+                    require_peer("storescp"),
+                    "-d",
+                    "-pm",
+                    "+xa",
+                    "+B",
+                    "-od",
+                    str(self.folder),
+                    "-aet",
+                    "SINK",
+                    str(self.port),
+                ],
+                stdout=log,
+                stderr=log,
+                env={"TCP_NODELAY": "1", "PATH": "/usr/bin:/bin"},
+            )
         time.sleep(0.2)  # storescp says nothing when it listens
         return self
 

@@ -36,9 +36,13 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         sink = Sink(Path(folder) / "archive").start()
-        server = Server(Path(folder) / "server", extra=(
-            f'[[forward.destinations]]\nname = "archive"\nkind = "dicom"\nae_title = "SINK"\nhost = "127.0.0.1"\n'
-            f'port = {sink.port}\n[[forward.rules]]\ndestination = "archive"\n')).start()
+        server = Server(
+            Path(folder) / "server",
+            extra=(
+                f'[[forward.destinations]]\nname = "archive"\nkind = "dicom"\nae_title = "SINK"\nhost = "127.0.0.1"\n'
+                f'port = {sink.port}\n[[forward.rules]]\ndestination = "archive"\n'
+            ),
+        ).start()
         try:
             good = _story(server, sink, Path(path))
         finally:
@@ -56,15 +60,20 @@ def _story(server: Server, sink: Sink, path: Path) -> bool:
     out.print(f"[bold]Metadata first:[/bold] session {session['session_id']} for {path.name}, {len(content)} bytes.")
     _send_over_a_bad_line(server, url, content)
     session = server.api("GET", f"/upload-sessions/{session['session_id']}/").json()
-    out.print(f"[bold]{session['status']}[/bold]: {session['status_text']}; SHA-256 {session['checksum_sha256'][:16]}… verified.")
+    out.print(
+        f"[bold]{session['status']}[/bold]: {session['status_text']}; SHA-256 {session['checksum_sha256'][:16]}… verified."
+    )
     _tell_history(server, session["session_id"])
     image = session["images"][0]
     _show(server, image["id"])
     good = _compare(server, sink, path, image["id"])
-    answer = server.api("POST", f"/upload-sessions/{session['session_id']}/acknowledge/",
-                        {"server_image_id": image["id"]}).json()
-    out.print(f"[bold]May the clinic delete its copy?[/bold] safe_to_delete_local = {answer['safe_to_delete_local']}, "
-              f"receipt {answer['receipt'][:24]}…")
+    answer = server.api(
+        "POST", f"/upload-sessions/{session['session_id']}/acknowledge/", {"server_image_id": image["id"]}
+    ).json()
+    out.print(
+        f"[bold]May the clinic delete its copy?[/bold] safe_to_delete_local = {answer['safe_to_delete_local']}, "
+        f"receipt {answer['receipt'][:24]}…"
+    )
     return good and bool(answer["safe_to_delete_local"])
 
 
@@ -90,8 +99,10 @@ def _tell_history(server: Server, session_id: str) -> None:
     out.print("[bold]What the audit says:[/bold]")
     for row in server.api("GET", f"/upload-sessions/{session_id}/history/").json()["results"]:
         detail = row["detail"]
-        words = {"session.status": lambda d: f"{d['from']} → {d['to']}",
-                 "upload.transfer": lambda d: f"bytes {d['offset_before']} → {d['offset_after']}, {row['outcome']}"}
+        words = {
+            "session.status": lambda d: f"{d['from']} → {d['to']}",
+            "upload.transfer": lambda d: f"bytes {d['offset_before']} → {d['offset_after']}, {row['outcome']}",
+        }
         told = words.get(row["action"], lambda _: "")(detail)
         out.print(f"  {row['seq']:>3}  {row['at']}  {row['action']:<18} {told}")
 
@@ -102,8 +113,10 @@ def _show(server: Server, image_id: int) -> None:
     target = OUTPUT / "ct.png"
     target.write_bytes(picture.content)
     width, height = struct.unpack(">II", picture.content[16:24])  # the IHDR chunk of a PNG
-    out.print(f"[bold]Seen:[/bold] {target.relative_to(ROOT)}, {width} × {height} pixels, "
-              f"window {picture.headers['Packhorse-Window']}")
+    out.print(
+        f"[bold]Seen:[/bold] {target.relative_to(ROOT)}, {width} × {height} pixels, "
+        f"window {picture.headers['Packhorse-Window']}"
+    )
 
 
 def _compare(server: Server, sink: Sink, path: Path, image_id: int) -> bool:
@@ -119,9 +132,11 @@ def _compare(server: Server, sink: Sink, path: Path, image_id: int) -> bool:
     far = next(iter(sink.folder.iterdir()))
     near_digest, far_digest = (dataset_sha256(file, read_header(file)) for file in (path, far))
     near, distant = (hashlib.sha256(pixel_array(dcmread(file)).tobytes()).hexdigest() for file in (path, far))
-    out.print(f"[bold]Forwarded[/bold] as image {image_id} by C-STORE after {rows[0]['attempts']} send(s): dataset digest "
-              f"{'equal' if near_digest == far_digest else 'DIFFERENT'}, decoded pixels "
-              f"{'equal' if near == distant else 'DIFFERENT'}.")
+    out.print(
+        f"[bold]Forwarded[/bold] as image {image_id} by C-STORE after {rows[0]['attempts']} send(s): dataset digest "
+        f"{'equal' if near_digest == far_digest else 'DIFFERENT'}, decoded pixels "
+        f"{'equal' if near == distant else 'DIFFERENT'}."
+    )
     return near_digest == far_digest and near == distant
 
 

@@ -44,7 +44,7 @@ class CuttingProxy:
                 if limit is not None and sent + len(chunk) > limit and sent + len(chunk) > 4096:
                     self._cuts.pop(0)
                     self.cut_count += 1
-                    upstream.sendall(chunk[:max(0, limit - sent)])
+                    upstream.sendall(chunk[: max(0, limit - sent)])
                     self.delivered.append(max(sent, limit))
                     break
                 upstream.sendall(chunk)

@@ -29,8 +29,9 @@ def files() -> dict[str, Path]:
     """Every DICOM file by its name under pydicom's data folder."""
     found = {}
     for path in sorted(BASE.rglob("*")):
-        if path.is_file() and (path.suffix == ".dcm" or path.name.startswith("DICOMDIR")
-                               or path.read_bytes()[128:132] == b"DICM"):
+        if path.is_file() and (
+            path.suffix == ".dcm" or path.name.startswith("DICOMDIR") or path.read_bytes()[128:132] == b"DICM"
+        ):
             found[path.relative_to(BASE).as_posix()] = path
     return found
 

@@ -34,8 +34,13 @@ class Server:
         config.write_text(f"[http]\nport = {http_port}\n[dicom]\nport = {dicom_port}\n{self.extra}")
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "serve", "--config", str(config)], cwd=ROOT, text=True,
-                stdout=subprocess.PIPE, stderr=log, env={**os.environ})
+                [sys.executable, "-m", "server", "serve", "--config", str(config)],
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ},
+            )
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("Packhorse listens on "):
@@ -81,7 +86,11 @@ class Server:
         """A `packhorse` command on the same folder."""
         return subprocess.run(
             [sys.executable, "-m", "server", *words, "--config", str(self.folder / "packhorse.toml")],
-            cwd=ROOT, text=True, capture_output=True, timeout=60)
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=60,
+        )
 
     def rss_bytes(self) -> int:
         """Resident memory of the server process itself."""
@@ -100,23 +109,32 @@ class Server:
         """One call under /api/v1; gives the response."""
         authorization = {"Authorization": f"Bearer {token}"} if token else self.auth
         return requests.request(
-            method, f"{self.url}/api/v1{path}", json=body, timeout=30,
-            headers={**authorization, **{name.replace("_", "-"): value for name, value in headers.items()}})
+            method,
+            f"{self.url}/api/v1{path}",
+            json=body,
+            timeout=30,
+            headers={**authorization, **{name.replace("_", "-"): value for name, value in headers.items()}},
+        )
 
     def tus(self, method: str, url: str, body: Any = None, *, token: str | None = None, **headers: str) -> Any:
         """One tus request; `url` is absolute or a path."""
         authorization = {"Authorization": f"Bearer {token}"} if token else self.auth
         words = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.request(
-            method, url if url.startswith("http") else f"{self.url}{url}", data=body, timeout=60,
-            headers={"Tus-Resumable": "1.0.0", **authorization, **words})
+            method,
+            url if url.startswith("http") else f"{self.url}{url}",
+            data=body,
+            timeout=60,
+            headers={"Tus-Resumable": "1.0.0", **authorization, **words},
+        )
 
 
 def upload_metadata(**pairs: str | bytes) -> str:
     """An Upload-Metadata header."""
     return ",".join(
         f"{key} {base64.b64encode(value if isinstance(value, bytes) else value.encode()).decode()}"
-        for key, value in pairs.items())
+        for key, value in pairs.items()
+    )
 
 
 def sha256(content: bytes) -> str:
@@ -126,8 +144,13 @@ def sha256(content: bytes) -> str:
 
 def create(server: Server, content: bytes, **fields: Any) -> dict[str, Any]:
     """A session of `content` under order 123 of visit 77."""
-    body = {"file_name": "image.dcm", "file_size": len(content), "checksum_sha256": sha256(content),
-            "radiology_order_id": 123, **fields}
+    body = {
+        "file_name": "image.dcm",
+        "file_size": len(content),
+        "checksum_sha256": sha256(content),
+        "radiology_order_id": 123,
+        **fields,
+    }
     answer = server.api("POST", "/visits/77/radiology/upload-sessions/create_session/", body)
     assert answer.status_code in (200, 201), answer.text
     return dict(answer.json())
@@ -144,5 +167,6 @@ def upload_url(server: Server, session_id: str) -> str:
 
 def patch(server: Server, url: str, content: bytes, offset: int = 0, **headers: str) -> Any:
     """One PATCH."""
-    return server.tus("PATCH", url, content, Upload_Offset=str(offset),
-                      Content_Type="application/offset+octet-stream", **headers)
+    return server.tus(
+        "PATCH", url, content, Upload_Offset=str(offset), Content_Type="application/offset+octet-stream", **headers
+    )

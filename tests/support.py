@@ -10,9 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 
-async def eventually(
-    predicate: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 10.0
-) -> None:
+async def eventually(predicate: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
     """Wait until `predicate` is true, looking every 10 ms; raise AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:

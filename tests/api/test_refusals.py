@@ -89,8 +89,13 @@ def not_retryable(case: Case) -> Any:
 
 
 def conflicting_session(case: Case) -> Any:
-    body = {"session_id": case.session["session_id"], "file_name": "other.dcm", "file_size": len(case.content),
-            "checksum_sha256": sha256(case.content), "radiology_order_id": 123}
+    body = {
+        "session_id": case.session["session_id"],
+        "file_name": "other.dcm",
+        "file_size": len(case.content),
+        "checksum_sha256": sha256(case.content),
+        "radiology_order_id": 123,
+    }
     return case.server.api("POST", "/visits/77/radiology/upload-sessions/create_session/", body)
 
 
@@ -115,19 +120,33 @@ SAME, GONE = "same", "gone"
 REFUSALS: list[tuple[str, Callable[[Case], Any], int, str, str]] = [
     ("wrong checksum of the whole", wrong_checksum, 460, "CHECKSUM_MISMATCH", GONE),
     ("wrong checksum of a chunk", wrong_chunk_checksum, 460, "chunk_checksum_mismatch", SAME),
-    ("an unknown checksum algorithm", at(HALF, Upload_Checksum="crc7 AAAA"), 400, "unsupported_checksum_algorithm",
-     SAME),
+    (
+        "an unknown checksum algorithm",
+        at(HALF, Upload_Checksum="crc7 AAAA"),
+        400,
+        "unsupported_checksum_algorithm",
+        SAME,
+    ),
     ("a checksum in bad base64", at(HALF, Upload_Checksum="sha1 !!"), 400, "invalid_header", SAME),
     ("an offset below", at(5), 409, "offset_mismatch", SAME),
     ("an offset above", at(HALF + 5), 409, "offset_mismatch", SAME),
     ("an offset beyond the length", at(10**9), 409, "offset_mismatch", SAME),
     ("a negative offset", at(-1), 400, "invalid_header", SAME),
     ("wrong version", at(HALF, Tus_Resumable="0.2.2"), 412, "unsupported_version", SAME),
-    ("another content type", lambda case: case.server.tus(
-        "PATCH", case.url, b"x", Upload_Offset=str(HALF), Content_Type="text/plain"), 415, "unsupported_media_type",
-     SAME),
-    ("too long", lambda case: patch(case.server, case.url, case.content[HALF:] + b"more", HALF), 413,
-     "upload_size_exceeded", SAME),
+    (
+        "another content type",
+        lambda case: case.server.tus("PATCH", case.url, b"x", Upload_Offset=str(HALF), Content_Type="text/plain"),
+        415,
+        "unsupported_media_type",
+        SAME,
+    ),
+    (
+        "too long",
+        lambda case: patch(case.server, case.url, case.content[HALF:] + b"more", HALF),
+        413,
+        "upload_size_exceeded",
+        SAME,
+    ),
     ("a trailer", at(HALF, Trailer="Upload-Checksum"), 400, "invalid_header", SAME),
     ("a compressed body", at(HALF, Content_Encoding="gzip"), 415, "unsupported_media_type", SAME),
     ("negative length", tus_post(Upload_Length="-5"), 400, "invalid_header", SAME),
@@ -138,16 +157,38 @@ REFUSALS: list[tuple[str, Callable[[Case], Any], int, str, str]] = [
     ("a file too large by tus", tus_post(Upload_Length=str(2**47)), 413, "file_too_large", SAME),
     ("unknown upload", lambda case: case.server.tus("HEAD", f"/files/{uuid.uuid4()}"), 404, "", SAME),
     ("a path for an upload", lambda case: case.server.tus("HEAD", "/files/..%2f..%2fetc%2fpasswd"), 404, "", SAME),
-    ("unknown session", lambda case: case.server.api("GET", f"/upload-sessions/{uuid.uuid4()}/"), 404, "not_found",
-     SAME),
-    ("wrong visit", lambda case: case.server.api("GET", case.root.replace("/77/", "/78/") + "/"), 404, "not_found",
-     SAME),
-    ("metadata twice", lambda case: case.call("upload_metadata", {"metadata": {"view": "AP"}}), 409,
-     "metadata_immutable", SAME),
-    ("an order of another visit", lambda case: case.server.api(
-        "POST", "/visits/78/radiology/upload-sessions/create_session/",
-        {"file_name": "a", "file_size": 1, "checksum_sha256": "2" * 64, "radiology_order_id": 123}), 409,
-     "order_visit_mismatch", SAME),
+    (
+        "unknown session",
+        lambda case: case.server.api("GET", f"/upload-sessions/{uuid.uuid4()}/"),
+        404,
+        "not_found",
+        SAME,
+    ),
+    (
+        "wrong visit",
+        lambda case: case.server.api("GET", case.root.replace("/77/", "/78/") + "/"),
+        404,
+        "not_found",
+        SAME,
+    ),
+    (
+        "metadata twice",
+        lambda case: case.call("upload_metadata", {"metadata": {"view": "AP"}}),
+        409,
+        "metadata_immutable",
+        SAME,
+    ),
+    (
+        "an order of another visit",
+        lambda case: case.server.api(
+            "POST",
+            "/visits/78/radiology/upload-sessions/create_session/",
+            {"file_name": "a", "file_size": 1, "checksum_sha256": "2" * 64, "radiology_order_id": 123},
+        ),
+        409,
+        "order_visit_mismatch",
+        SAME,
+    ),
     ("ACK before SYNCED", ack_before_synced, 409, "not_synced", SAME),
     ("ACK with the wrong image", ack_with_the_wrong_image, 409, "image_mismatch", "full"),
     ("ACK with the wrong checksum", ack_with_the_wrong_checksum, 409, "checksum_mismatch", "full"),
@@ -192,8 +233,12 @@ def test_without_a_token_nothing_is_told(case: Case) -> None:
 
 
 def test_100_identical_creations_at_once_make_one_row(shared_server: Server) -> None:
-    body = {"file_name": "a.dcm", "file_size": 5, "checksum_sha256": sha256(uuid.uuid4().bytes),
-            "radiology_order_id": "many"}
+    body = {
+        "file_name": "a.dcm",
+        "file_size": 5,
+        "checksum_sha256": sha256(uuid.uuid4().bytes),
+        "radiology_order_id": "many",
+    }
 
     def one(_: int) -> tuple[int, str]:
         answer = shared_server.api("POST", "/upload-sessions/create_session/", body)

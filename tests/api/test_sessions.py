@@ -57,14 +57,20 @@ def test_another_order_sends_the_bytes_again_and_shares_the_blob(shared_server: 
 
 def test_ids_answer_in_the_form_first_received(shared_server: Server, content: bytes) -> None:
     session = create(shared_server, content, radiology_order_id="0123", created_by_id=7, device_id="clinic7-tab2")
-    assert (session["radiology_order_id"], session["created_by_id"], session["device_id"]) == ("0123", 7, "clinic7-tab2")
+    assert (session["radiology_order_id"], session["created_by_id"], session["device_id"]) == (
+        "0123",
+        7,
+        "clinic7-tab2",
+    )
 
 
 def test_a_failed_session_keeps_its_progress_over_a_retry(shared_server: Server, content: bytes) -> None:
     session = create(shared_server, content, file_name="a.bin")
     url = upload_url(shared_server, session["session_id"])
     patch(shared_server, url, content[:500])
-    assert call(shared_server, session, "report_failure", {"error_code": "LOCAL_READ_ERROR"}).json()["status"] == "FAILED"
+    assert (
+        call(shared_server, session, "report_failure", {"error_code": "LOCAL_READ_ERROR"}).json()["status"] == "FAILED"
+    )
     assert create(shared_server, content, file_name="a.bin")["hint"] == "retry"
     answer = call(shared_server, session, "retry").json()
     assert answer["resume"] == {"next": "upload_binary", "upload_offset": 500, "progress_preserved": True}
@@ -97,8 +103,11 @@ def test_metadata_given_at_creation_is_confirmed_by_upload_binary(shared_server:
     assert (again.status_code, again.json()["replayed"]) == (200, True)
     rows = shared_server.api("GET", f"{ROOT}/{session['session_id']}/history/").json()["results"]
     moves = [(row["detail"]["from"], row["detail"]["to"]) for row in rows if row["action"] == "session.status"]
-    assert moves == [("QUEUED", "METADATA_UPLOADING"), ("METADATA_UPLOADING", "METADATA_UPLOADED"),
-                     ("METADATA_UPLOADED", "BINARY_UPLOADING")]
+    assert moves == [
+        ("QUEUED", "METADATA_UPLOADING"),
+        ("METADATA_UPLOADING", "METADATA_UPLOADED"),
+        ("METADATA_UPLOADED", "BINARY_UPLOADING"),
+    ]
 
 
 def test_without_metadata_the_upload_is_not_handed_out(shared_server: Server, content: bytes) -> None:
@@ -106,8 +115,13 @@ def test_without_metadata_the_upload_is_not_handed_out(shared_server: Server, co
 
 
 def test_a_batch_answers_each_for_itself(shared_server: Server, content: bytes) -> None:
-    good = {"file_name": "a", "file_size": 1, "checksum_sha256": sha256(content), "radiology_order_id": 9,
-            "metadata": {}}
+    good = {
+        "file_name": "a",
+        "file_size": 1,
+        "checksum_sha256": sha256(content),
+        "radiology_order_id": 9,
+        "metadata": {},
+    }
     answer = shared_server.api("POST", "/upload-sessions/batch/", {"sessions": [good, {"file_name": "b"}]}).json()
     assert answer["results"][0]["session"]["status"] == "METADATA_UPLOADED"
     assert answer["results"][1]["problem"]["code"] in ("invalid_field", "checksum_required")
@@ -157,8 +171,7 @@ def test_lists_come_in_pages(shared_server: Server) -> None:
     seen: list[str] = []
     cursor = ""
     while True:
-        page = shared_server.api(
-            "GET", f"/upload-sessions/?radiology_order_id={order}&limit=2{cursor}").json()
+        page = shared_server.api("GET", f"/upload-sessions/?radiology_order_id={order}&limit=2{cursor}").json()
         seen += [row["session_id"] for row in page["results"]]
         if page["next_cursor"] is None:
             break
@@ -191,13 +204,29 @@ def test_roles_sites_and_visits_are_kept_apart(server: Server, content: bytes) -
     auditor, elsewhere = token(server, "--role", "auditor"), token(server, "--role", "admin", "--site", "other")
     in_visit, out_of_visit = (token(server, "--role", "uploader", "--visit", visit) for visit in ("77", "78"))
     path = f"/upload-sessions/{session['session_id']}/"
-    seen = {name: server.api("GET", path, token=secret).status_code for name, secret in {
-        "uploader": uploader, "viewer": viewer, "auditor": auditor, "elsewhere": elsewhere, "in": in_visit,
-        "out": out_of_visit}.items()}
+    seen = {
+        name: server.api("GET", path, token=secret).status_code
+        for name, secret in {
+            "uploader": uploader,
+            "viewer": viewer,
+            "auditor": auditor,
+            "elsewhere": elsewhere,
+            "in": in_visit,
+            "out": out_of_visit,
+        }.items()
+    }
     assert seen == {"uploader": 404, "viewer": 200, "auditor": 200, "elsewhere": 404, "in": 200, "out": 404}
-    files = {name: server.api("GET", f"{image}file", token=secret).status_code for name, secret in {
-        "uploader": uploader, "viewer": viewer, "auditor": auditor, "elsewhere": elsewhere, "in": in_visit,
-        "out": out_of_visit}.items()}
+    files = {
+        name: server.api("GET", f"{image}file", token=secret).status_code
+        for name, secret in {
+            "uploader": uploader,
+            "viewer": viewer,
+            "auditor": auditor,
+            "elsewhere": elsewhere,
+            "in": in_visit,
+            "out": out_of_visit,
+        }.items()
+    }
     assert files == {"uploader": 404, "viewer": 200, "auditor": 403, "elsewhere": 404, "in": 200, "out": 404}
     body = {"file_name": "a", "file_size": 1, "checksum_sha256": "3" * 64, "radiology_order_id": 900}
     assert server.api("POST", f"{ROOT}/create_session/", body, token=viewer).status_code == 403

@@ -40,7 +40,8 @@ async def test_a_unit_that_raises_leaves_no_trace_and_harms_no_other(store: Stor
 
     results = await asyncio.gather(
         *(store.write(bad if number % 2 else lambda tx: audit.append(tx, entry("good"))) for number in range(20)),
-        return_exceptions=True)
+        return_exceptions=True,
+    )
     assert sum(isinstance(result, Conflict) for result in results) == 10
     assert (await store.read(audit.verify)).rows == 10
 
@@ -53,8 +54,9 @@ async def test_a_reader_cannot_write(store: Store) -> None:
 async def test_two_processes_share_one_chain(store: Store, tmp_path: Path) -> None:
     other = open_store(tmp_path / "p.db", tmp_path / "blobs")
     try:
-        await asyncio.gather(*(
-            one.write(lambda tx: audit.append(tx, entry())) for one in (store, other) for _ in range(50)))
+        await asyncio.gather(
+            *(one.write(lambda tx: audit.append(tx, entry())) for one in (store, other) for _ in range(50))
+        )
     finally:
         await other.close()
     report = await store.read(audit.verify)
@@ -65,18 +67,30 @@ def seed(tx: Connection) -> None:
     """One row in each guarded table."""
     moment = timestamp()
     audit.append(tx, entry())
-    tx.execute(text(
-        "INSERT INTO session (session_id, site, status, priority, file_name, file_size, checksum_sha256,"
-        " checksum_source, principal, numeric_ids, max_retries, retry_count, created_at, updated_at, seq)"
-        " VALUES ('s', 'default', 'QUEUED', 'ROUTINE', 'f', 1, 'x', 'client', 'p', '', 5, 0, :t, :t, 1)"), {"t": moment})
+    tx.execute(
+        text(
+            "INSERT INTO session (session_id, site, status, priority, file_name, file_size, checksum_sha256,"
+            " checksum_source, principal, numeric_ids, max_retries, retry_count, created_at, updated_at, seq)"
+            " VALUES ('s', 'default', 'QUEUED', 'ROUTINE', 'f', 1, 'x', 'client', 'p', '', 5, 0, :t, :t, 1)"
+        ),
+        {"t": moment},
+    )
 
 
-@pytest.mark.parametrize("statement", [
-    "UPDATE audit SET actor = 'x'", "DELETE FROM audit", "INSERT OR REPLACE INTO audit SELECT * FROM audit",
-    "DELETE FROM session", "INSERT OR REPLACE INTO session SELECT * FROM session",
-    "UPDATE session SET file_name = 'x'", "UPDATE session SET checksum_sha256 = 'y'",
-    "UPDATE session SET checksum_sha256 = NULL", "UPDATE session SET site = 'x'",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit SET actor = 'x'",
+        "DELETE FROM audit",
+        "INSERT OR REPLACE INTO audit SELECT * FROM audit",
+        "DELETE FROM session",
+        "INSERT OR REPLACE INTO session SELECT * FROM session",
+        "UPDATE session SET file_name = 'x'",
+        "UPDATE session SET checksum_sha256 = 'y'",
+        "UPDATE session SET checksum_sha256 = NULL",
+        "UPDATE session SET site = 'x'",
+    ],
+)
 async def test_the_database_itself_refuses_to_change_history(store: Store, statement: str) -> None:
     await store.write(seed)
     with pytest.raises(Refused):
@@ -91,12 +105,15 @@ async def test_a_dropped_trigger_is_named(store: Store) -> None:
     assert await store.read(missing_triggers) == []
 
 
-@pytest.mark.parametrize(("fault", "words"), [
-    ("UPDATE audit SET actor = 'x' WHERE seq = 3", "row 3 was changed"),
-    ("DELETE FROM audit WHERE seq = 3", "row 3 is missing"),
-    ("UPDATE audit SET row_hash = previous_hash WHERE seq = 3", "row 3 was changed"),
-    ("UPDATE audit SET previous_hash = row_hash WHERE seq = 3", "row 3 does not follow"),
-])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("UPDATE audit SET actor = 'x' WHERE seq = 3", "row 3 was changed"),
+        ("DELETE FROM audit WHERE seq = 3", "row 3 is missing"),
+        ("UPDATE audit SET row_hash = previous_hash WHERE seq = 3", "row 3 was changed"),
+        ("UPDATE audit SET previous_hash = row_hash WHERE seq = 3", "row 3 does not follow"),
+    ],
+)
 async def test_a_chain_that_somebody_touched_names_the_first_bad_row(store: Store, fault: str, words: str) -> None:
     for _ in range(5):
         await store.write(lambda tx: audit.append(tx, entry()))

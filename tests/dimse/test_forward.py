@@ -18,9 +18,13 @@ pytestmark = pytest.mark.peers
 
 def forwarding(folder: Path, port: int) -> Server:
     """A server that sends everything to `port`, trying again soon."""
-    return Server(folder, extra=(
-        f'[forward]\nfirst_retry_s = 0.2\n[[forward.destinations]]\nname = "sink"\nkind = "dicom"\n'
-        f'ae_title = "SINK"\nhost = "127.0.0.1"\nport = {port}\n[[forward.rules]]\ndestination = "sink"\n')).start()
+    return Server(
+        folder,
+        extra=(
+            f'[forward]\nfirst_retry_s = 0.2\n[[forward.destinations]]\nname = "sink"\nkind = "dicom"\n'
+            f'ae_title = "SINK"\nhost = "127.0.0.1"\nport = {port}\n[[forward.rules]]\ndestination = "sink"\n'
+        ),
+    ).start()
 
 
 def deliveries(server: Server) -> list[dict[str, Any]]:
@@ -47,8 +51,10 @@ async def test_a_destination_that_is_down_for_a_while_loses_nothing(tmp_path: Pa
         sink.start()
         await eventually(lambda: {row["status"] for row in deliveries(server)} == {"delivered"}, 30)
         assert sorted(sink.received()) == sorted(read_header(path).sop_instance_uid for path in paths)
-        arrived = {read_header(path).sop_instance_uid: dataset_sha256(path, read_header(path))
-                   for path in sink.folder.iterdir()}
+        arrived = {
+            read_header(path).sop_instance_uid: dataset_sha256(path, read_header(path))
+            for path in sink.folder.iterdir()
+        }
         for path in paths:
             header = read_header(path)
             assert arrived[header.sop_instance_uid] == dataset_sha256(path, header)
@@ -57,8 +63,10 @@ async def test_a_destination_that_is_down_for_a_while_loses_nothing(tmp_path: Pa
         sink.stop()
 
 
-@pytest.mark.parametrize(("status", "state", "attempts"), [
-    (0xB007, "delivered", 1), (0xC000, "parked", 1), (0xA900, "parked", 1), (0x0122, "parked", 1)])
+@pytest.mark.parametrize(
+    ("status", "state", "attempts"),
+    [(0xB007, "delivered", 1), (0xC000, "parked", 1), (0xA900, "parked", 1), (0x0122, "parked", 1)],
+)
 async def test_the_peers_status_decides(tmp_path: Path, status: int, state: str, attempts: int) -> None:
     ae = AE("SINK")
     ae.add_supported_context(CTImageStorage)

@@ -29,8 +29,11 @@ def send_by_tus(server: Server, content: bytes, name: str = "image.dcm") -> tupl
 
 HOSTILE = {
     "not DICOM": (b"this is a letter" * 100, "NOT_DICOM", "there is no DICM mark"),
-    "truncated": (builders.part10(builders.identified(
-        "1.2.9", builders.element(0x7FE0, 0x10, b"OW", b"\0" * 100, 5000))), "DICOM_REJECTED", "passes the end"),
+    "truncated": (
+        builders.part10(builders.identified("1.2.9", builders.element(0x7FE0, 0x10, b"OW", b"\0" * 100, 5000))),
+        "DICOM_REJECTED",
+        "passes the end",
+    ),
     "a deflate bomb": (builders.deflate_bomb(256 * MIB), "DICOM_REJECTED", "inflates beyond"),
     "500 nested sequences": (builders.nested_sequences(500), "DICOM_REJECTED", "nested deeper"),
     "a million empty items": (builders.empty_items(1_000_000), "DICOM_REJECTED", "more than 100000 items"),
@@ -46,8 +49,9 @@ def test_hostile_files_by_tus_are_refused_and_the_server_lives(server: Server, c
     refused = server.api("GET", "/upload-sessions/failed/?include_exhausted=true").json()["results"]
     for row in refused:
         assert row["error_message"] and "/" not in row["error_message"]
-    assert [words for _, _, words in HOSTILE.values()
-            if not any(words in row["error_message"] for row in refused)] == []
+    assert [
+        words for _, _, words in HOSTILE.values() if not any(words in row["error_message"] for row in refused)
+    ] == []
     assert server.command("fsck").returncode == 0
 
 

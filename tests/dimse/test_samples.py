@@ -19,9 +19,13 @@ SENDABLE = rounds({name: row.path for name, row in table().items() if row.expect
 @pytest.mark.parametrize("number", range(len(SENDABLE)))
 async def test_every_sample_that_dcmtk_sends_is_stored_shown_and_forwarded(tmp_path: Path, number: int) -> None:
     samples, sink = table(), Sink(tmp_path / "sink").start()
-    server = Server(tmp_path / "server", extra=(
-        f'[[forward.destinations]]\nname = "sink"\nkind = "dicom"\nae_title = "SINK"\nhost = "127.0.0.1"\n'
-        f'port = {sink.port}\n[[forward.rules]]\ndestination = "sink"\n')).start()
+    server = Server(
+        tmp_path / "server",
+        extra=(
+            f'[[forward.destinations]]\nname = "sink"\nkind = "dicom"\nae_title = "SINK"\nhost = "127.0.0.1"\n'
+            f'port = {sink.port}\n[[forward.rules]]\ndestination = "sink"\n'
+        ),
+    ).start()
     try:
         sent: dict[str, str] = {}
         for name in SENDABLE[number]:

@@ -14,14 +14,20 @@ from storage.triggers import create_triggers
 def schema(path: Path) -> dict[tuple[str, str], str]:
     with closing(sqlite3.connect(path)) as database:
         rows = database.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-        return {(kind, name): " ".join(sql.split()).replace('"', "") for kind, name, sql in rows
-                if name not in ("alembic_version", "sqlite_sequence")}
+        return {
+            (kind, name): " ".join(sql.split()).replace('"', "")
+            for kind, name, sql in rows
+            if name not in ("alembic_version", "sqlite_sequence")
+        }
 
 
 def columns(path: Path) -> dict[str, list[tuple[object, ...]]]:
     with closing(sqlite3.connect(path)) as database:
-        return {name: sorted(tuple(row[1:]) for row in database.execute(f"PRAGMA table_info({name})"))
-                for kind, name in schema(path) if kind == "table"}
+        return {
+            name: sorted(tuple(row[1:]) for row in database.execute(f"PRAGMA table_info({name})"))
+            for kind, name in schema(path)
+            if kind == "table"
+        }
 
 
 def test_a_fresh_schema_is_the_migrated_one(tmp_path: Path) -> None:

@@ -71,10 +71,12 @@ def test_64_mib_cut_20_times_by_a_stock_client_finish_with_the_right_digest(serv
 
 def half_sent(server: Server, url: str, content: bytes, count: int) -> threading.Thread:
     """PATCH that sends `count` bytes and then stays silent, the socket open."""
+
     def slowly() -> None:
         def body() -> object:
             yield content[:count]
             time.sleep(20)  # silence on an open socket is the case under test
+
         try:
             patch(server, url, body())  # type: ignore[arg-type]  # requests takes a generator
         except requests.exceptions.RequestException:

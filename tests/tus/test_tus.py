@@ -23,8 +23,9 @@ def content() -> bytes:
 
 def made(server: Server, content: bytes, **pairs: str | bytes) -> str:
     """An upload without a session call; gives its URL."""
-    answer = server.tus("POST", "/files", Upload_Length=str(len(content)),
-                        Upload_Metadata=upload_metadata(filename="a.bin", **pairs))
+    answer = server.tus(
+        "POST", "/files", Upload_Length=str(len(content)), Upload_Metadata=upload_metadata(filename="a.bin", **pairs)
+    )
     assert answer.status_code == 201, answer.text
     return str(answer.headers["Location"])
 
@@ -54,8 +55,9 @@ def test_an_unsupported_version_is_told_the_supported_one_and_nothing_is_process
 ) -> None:
     url = made(shared_server, content)
     for method in ("HEAD", "PATCH", "DELETE"):
-        answer = shared_server.tus(method, url, Tus_Resumable="0.2.2", Upload_Offset="0",
-                                   Content_Type="application/offset+octet-stream")
+        answer = shared_server.tus(
+            method, url, Tus_Resumable="0.2.2", Upload_Offset="0", Content_Type="application/offset+octet-stream"
+        )
         assert (answer.status_code, answer.headers["Tus-Version"]) == (412, "1.0.0")
     assert shared_server.tus("HEAD", url).headers["Upload-Offset"] == "0"
 
@@ -77,8 +79,9 @@ def test_a_stock_client_without_a_session_lands_in_the_inbox_and_needs_a_checksu
 
 
 def test_creation_with_upload_takes_the_first_bytes(shared_server: Server, content: bytes) -> None:
-    answer = shared_server.tus("POST", "/files", content[:100], Upload_Length=str(len(content)),
-                               Content_Type="application/offset+octet-stream")
+    answer = shared_server.tus(
+        "POST", "/files", content[:100], Upload_Length=str(len(content)), Content_Type="application/offset+octet-stream"
+    )
     assert (answer.status_code, answer.headers["Upload-Offset"]) == (201, "100")
     url = answer.headers["Location"]
     assert patch(shared_server, url, content[100:], 100).headers["Packhorse-Status"] == "SYNCED"
@@ -144,9 +147,14 @@ def test_a_client_that_lost_its_url_resumes_by_order_and_checksum(shared_server:
     pairs = {"radiology_order_id": "55", "checksum_sha256": sha256(content)}
     url = made(shared_server, content, **pairs)
     patch(shared_server, url, content[:1000])
-    again = shared_server.tus("POST", "/files", content[:10], Upload_Length=str(len(content)),
-                              Content_Type="application/offset+octet-stream",
-                              Upload_Metadata=upload_metadata(filename="a.bin", **pairs))
+    again = shared_server.tus(
+        "POST",
+        "/files",
+        content[:10],
+        Upload_Length=str(len(content)),
+        Content_Type="application/offset+octet-stream",
+        Upload_Metadata=upload_metadata(filename="a.bin", **pairs),
+    )
     assert (again.status_code, again.headers["Location"], again.headers["Upload-Offset"]) == (201, url, "1000")
     assert made(shared_server, content) != made(shared_server, content)  # without a checksum always a fresh one
 
@@ -160,9 +168,18 @@ def test_a_chunked_body_past_the_length_stops_at_the_length(shared_server: Serve
     url = made(shared_server, content[:100])
     host = shared_server.url.removeprefix("http://")
     connection = http.client.HTTPConnection(host, timeout=30)
-    connection.request("PATCH", url.removeprefix(shared_server.url), body=iter([content[:60], content[60:200]]), headers={
-        "Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream",
-        **shared_server.auth}, encode_chunked=True)
+    connection.request(
+        "PATCH",
+        url.removeprefix(shared_server.url),
+        body=iter([content[:60], content[60:200]]),
+        headers={
+            "Tus-Resumable": "1.0.0",
+            "Upload-Offset": "0",
+            "Content-Type": "application/offset+octet-stream",
+            **shared_server.auth,
+        },
+        encode_chunked=True,
+    )
     assert connection.getresponse().status == 413
     connection.close()
     assert int(shared_server.tus("HEAD", url).headers["Upload-Offset"]) <= 100

@@ -12,19 +12,31 @@ from server.errors import ConfigurationError
 from tests.server import ROOT, Server
 
 BAD = [
-    ("[http]\nprot = 1", "http.prot"), ("[http]\nport = 70000", "http.port"), ("[http]\nport = 'x'", "http.port"),
-    ("[nonsense]\na = 1", "nonsense"), ("[http]\ncors_origins = ['https://x']", "http.cors_origins"),
-    ("[http]\ntrusted_proxies = ['10.0.0.0/8']", "http.trusted_proxies"), ("[http]\ntls_cert = 'x'", "http.tls_cert"),
+    ("[http]\nprot = 1", "http.prot"),
+    ("[http]\nport = 70000", "http.port"),
+    ("[http]\nport = 'x'", "http.port"),
+    ("[nonsense]\na = 1", "nonsense"),
+    ("[http]\ncors_origins = ['https://x']", "http.cors_origins"),
+    ("[http]\ntrusted_proxies = ['10.0.0.0/8']", "http.trusted_proxies"),
+    ("[http]\ntls_cert = 'x'", "http.tls_cert"),
     ("[http]\npublic_url = 'example.org'", "http.public_url"),
-    ("[storage]\ndatabase = 'postgresql://u@h/n'", "storage.database"), ("[storage]\nblobs = 's3://b'", "storage.blobs"),
-    ("[storage]\nkeep = 'until-delivered'", "storage.keep"), ("[storage]\nkeep = 'never'", "storage.keep"),
+    ("[storage]\ndatabase = 'postgresql://u@h/n'", "storage.database"),
+    ("[storage]\nblobs = 's3://b'", "storage.blobs"),
+    ("[storage]\nkeep = 'until-delivered'", "storage.keep"),
+    ("[storage]\nkeep = 'never'", "storage.keep"),
     ("[auth]\nmode = 'none'\n[http]\nhost = '0.0.0.0'", "auth.mode"),
-    ("[auth]\nmode = 'none'\n[dicom]\nhost = '0.0.0.0'", "auth.mode"), ("[auth]\nmode = 'open'", "auth.mode"),
+    ("[auth]\nmode = 'none'\n[dicom]\nhost = '0.0.0.0'", "auth.mode"),
+    ("[auth]\nmode = 'open'", "auth.mode"),
     ("[dicom]\nae_title = 'A TITLE THAT IS TOO LONG'", "dicom.ae_title"),
     ("[[dicom.peers]]\nae_title = 'A'\nhost = 'h'\nallow_from = ['x']", "dicom.peers.0.allow_from"),
-    ("[[forward.rules]]\ndestination = 'x'", "forward.rules"), ("[[webhooks]]\nurl = 'https://x'", "webhooks"),
-    ("[[forward.destinations]]\nname = 'a'\nkind = 'stow'\nae_title = 'A'\nhost = 'h'\nport = 1", "forward.destinations"),
-    ("[uploads]\nmax_size_bytes = 0", "uploads.max_size_bytes"), ("not toml", "packhorse.toml"),
+    ("[[forward.rules]]\ndestination = 'x'", "forward.rules"),
+    ("[[webhooks]]\nurl = 'https://x'", "webhooks"),
+    (
+        "[[forward.destinations]]\nname = 'a'\nkind = 'stow'\nae_title = 'A'\nhost = 'h'\nport = 1",
+        "forward.destinations",
+    ),
+    ("[uploads]\nmax_size_bytes = 0", "uploads.max_size_bytes"),
+    ("not toml", "packhorse.toml"),
 ]
 
 
@@ -39,8 +51,14 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, key: str) -> None:
 
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "server", *words], cwd=folder, capture_output=True, text=True,
-                          timeout=60, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment})
+    return subprocess.run(
+        [sys.executable, "-m", "server", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment},
+    )
 
 
 def test_the_command_exits_2_and_starts_nothing(tmp_path: Path) -> None:
@@ -68,7 +86,8 @@ def test_a_busy_port_exits_1_naming_it(tmp_path: Path, key: str) -> None:
         busy.listen()
         ports = {"http.port": "0", "dicom.port": "0", key: str(busy.getsockname()[1])}
         (tmp_path / "packhorse.toml").write_text(
-            f"[http]\nport = {ports['http.port']}\n[dicom]\nport = {ports['dicom.port']}\n")
+            f"[http]\nport = {ports['http.port']}\n[dicom]\nport = {ports['dicom.port']}\n"
+        )
         answer = run(tmp_path, "serve")
         assert answer.returncode == 1 and key in answer.stderr and ports[key] in answer.stderr
         assert "Traceback" not in answer.stderr

@@ -42,8 +42,11 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def test_each_cut_of_a_small_file_is_refused_or_a_shorter_sound_one(tmp_path: Path) -> None:
-    whole = builders.part10(builders.identified(
-        "1.2.3", builders.element(0x28, 0x10, b"US", b"\1\0") + builders.element(0x7FE0, 0x10, b"OW", b"\0" * 64)))
+    whole = builders.part10(
+        builders.identified(
+            "1.2.3", builders.element(0x28, 0x10, b"US", b"\1\0") + builders.element(0x7FE0, 0x10, b"OW", b"\0" * 64)
+        )
+    )
     pixel_head = len(whole) - 64 - 12
     for length in range(len(whole)):
         path = write(tmp_path / "cut.dcm", whole[:length])
@@ -57,20 +60,35 @@ def test_each_cut_of_a_small_file_is_refused_or_a_shorter_sound_one(tmp_path: Pa
                 continue
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (builders.nested_sequences(500), "nested deeper"),
-    (builders.empty_items(1_000_000), "more than 100000 items"),
-    (builders.deflate_bomb(512 * 1024 * 1024), "inflates beyond"),
-    (builders.part10(builders.identified("")), "SOPInstanceUID is missing"),
-    (builders.part10(builders.identified("not-a-uid")), "SOPInstanceUID is not a UID"),
-    (builders.part10(builders.identified("1.2") + b"\x10\x00"), "ends inside an element"),
-    (builders.part10(builders.identified("1.2", builders.item())), "delimiter stands where none belongs"),
-    (builders.part10(builders.identified("1.2", builders.element(0x40, 0x275, b"SQ", b"", 0xFFFFFFFF))),
-     "ends inside a sequence"),
-    (builders.part10(builders.identified("1.2", builders.element(
-        0x40, 0x275, b"SQ", builders.item(builders.element(8, 0x100, b"SH", b"ab", 60))))), "passes the end"),
-    (builders.part10(builders.identified("1.2", builders.element(0x10, 0x10, b"PN", b"", 0xFFFF))), "passes the end"),
-])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (builders.nested_sequences(500), "nested deeper"),
+        (builders.empty_items(1_000_000), "more than 100000 items"),
+        (builders.deflate_bomb(512 * 1024 * 1024), "inflates beyond"),
+        (builders.part10(builders.identified("")), "SOPInstanceUID is missing"),
+        (builders.part10(builders.identified("not-a-uid")), "SOPInstanceUID is not a UID"),
+        (builders.part10(builders.identified("1.2") + b"\x10\x00"), "ends inside an element"),
+        (builders.part10(builders.identified("1.2", builders.item())), "delimiter stands where none belongs"),
+        (
+            builders.part10(builders.identified("1.2", builders.element(0x40, 0x275, b"SQ", b"", 0xFFFFFFFF))),
+            "ends inside a sequence",
+        ),
+        (
+            builders.part10(
+                builders.identified(
+                    "1.2",
+                    builders.element(0x40, 0x275, b"SQ", builders.item(builders.element(8, 0x100, b"SH", b"ab", 60))),
+                )
+            ),
+            "passes the end",
+        ),
+        (
+            builders.part10(builders.identified("1.2", builders.element(0x10, 0x10, b"PN", b"", 0xFFFF))),
+            "passes the end",
+        ),
+    ],
+)
 def test_a_damaged_file_is_refused_quickly_and_in_plain_words(tmp_path: Path, content: bytes, words: str) -> None:
     began = time.monotonic()
     with pytest.raises(DicomRejected, match=words):
@@ -92,7 +110,7 @@ def test_a_mutated_file_is_read_or_refused_never_worse(tmp_path: Path, seed: int
     for _ in range(dice.randrange(1, 20)):
         content[dice.randrange(128, len(content))] = dice.randrange(256)
     if dice.random() < 0.3:
-        del content[dice.randrange(len(content)):]
+        del content[dice.randrange(len(content)) :]
     try:
         read_header(write(tmp_path / "m.dcm", bytes(content)), HeaderLimits(max_time_s=5))
     except (NotDicom, DicomRejected):
@@ -104,9 +122,14 @@ def test_zeros_after_the_last_element_are_padding(tmp_path: Path) -> None:
 
 
 def test_short_pixel_data_with_consistent_lengths_is_flagged(tmp_path: Path) -> None:
-    rest = b"".join([
-        builders.element(0x28, 2, b"US", b"\1\0"), builders.element(0x28, 0x10, b"US", b"\x10\0"),
-        builders.element(0x28, 0x11, b"US", b"\x10\0"), builders.element(0x28, 0x100, b"US", b"\x10\0"),
-        builders.element(0x7FE0, 0x10, b"OW", b"\0" * 64)])
+    rest = b"".join(
+        [
+            builders.element(0x28, 2, b"US", b"\1\0"),
+            builders.element(0x28, 0x10, b"US", b"\x10\0"),
+            builders.element(0x28, 0x11, b"US", b"\x10\0"),
+            builders.element(0x28, 0x100, b"US", b"\x10\0"),
+            builders.element(0x7FE0, 0x10, b"OW", b"\0" * 64),
+        ]
+    )
     path = write(tmp_path / "s.dcm", builders.part10(builders.identified("1.2", rest)))
     assert read_header(path).flags == ("short_pixel_data",)
