@@ -61,7 +61,8 @@ def _story(server: Server, sink: Sink, path: Path) -> bool:
     _send_over_a_bad_line(server, url, content)
     session = server.api("GET", f"/upload-sessions/{session['session_id']}/").json()
     out.print(
-        f"[bold]{session['status']}[/bold]: {session['status_text']}; SHA-256 {session['checksum_sha256'][:16]}… verified."
+        f"[bold]{session['status']}[/bold]: {session['status_text']}; "
+        f"SHA-256 {session['checksum_sha256'][:16]}… verified."
     )
     _tell_history(server, session["session_id"])
     image = session["images"][0]
@@ -98,12 +99,11 @@ def _send_over_a_bad_line(server: Server, url: str, content: bytes) -> None:
 def _tell_history(server: Server, session_id: str) -> None:
     out.print("[bold]What the audit says:[/bold]")
     for row in server.api("GET", f"/upload-sessions/{session_id}/history/").json()["results"]:
-        detail = row["detail"]
-        words = {
-            "session.status": lambda d: f"{d['from']} → {d['to']}",
-            "upload.transfer": lambda d: f"bytes {d['offset_before']} → {d['offset_after']}, {row['outcome']}",
-        }
-        told = words.get(row["action"], lambda _: "")(detail)
+        detail, told = row["detail"], ""
+        if row["action"] == "session.status":
+            told = f"{detail['from']} → {detail['to']}"
+        elif row["action"] == "upload.transfer":
+            told = f"bytes {detail['offset_before']} → {detail['offset_after']}, {row['outcome']}"
         out.print(f"  {row['seq']:>3}  {row['at']}  {row['action']:<18} {told}")
 
 
