@@ -3,17 +3,19 @@
 import hashlib
 import hmac
 import secrets
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 
 from aiohttp import web
 
 from server.errors import RequestError
-from storage import tokens
-from storage.records import DEFAULT_SITE, TokenRecord, timestamp
+from storage import audit, tokens
+from storage.records import DEFAULT_SITE, AuditEntry, TokenRecord, timestamp
 from storage.store import Store
 
 PREFIX = "ph"
+REFUSAL_NOTED_S = 60.0
 
 
 class Role(StrEnum):
@@ -94,6 +96,7 @@ class Authenticator:
     def __init__(self, store: Store, mode: str) -> None:
         self._store = store
         self._mode = mode
+        self._noted: dict[str | None, float] = {}
 
     async def identify(self, authorization: str | None) -> Bearer:
         """The bearer of `authorization`; RequestError `unauthorized` when it proves nothing."""
@@ -108,6 +111,19 @@ class Authenticator:
             raise RequestError("unauthorized", "the token is not known, or was revoked")
         expired = record.expires_at is not None and record.expires_at <= timestamp()
         return Bearer(Principal(record.token_id, record.site, Role(record.role), record.visit_id), expired)
+
+
+    async def note_refusal(self, peer: str | None, why: str) -> None:
+        """Audit a refused login (contract §9): one row per address and minute, so that guessing fills no disk."""
+        moment = time.monotonic()
+        if moment - self._noted.get(peer, -REFUSAL_NOTED_S) < REFUSAL_NOTED_S:
+            return
+        if len(self._noted) > 10_000:
+            self._noted.clear()
+        self._noted[peer] = moment
+        entry = AuditEntry(DEFAULT_SITE, "login.refused", "anonymous", peer=peer, outcome="unauthorized",
+                           detail={"why": why})
+        await self._store.write(lambda tx: audit.append(tx, entry))
 
 
 def principal_of(request: web.Request) -> Principal:

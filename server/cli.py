@@ -15,6 +15,7 @@ import structlog
 import typer
 import uvloop
 from rich.console import Console
+from sqlalchemy import Connection
 
 from server import config
 from server.app import VERSION
@@ -26,7 +27,7 @@ from server.sessions import receipts
 from server.supervisor import serve as serve_forever
 from storage import audit, backends, tokens
 from storage.errors import StorageError
-from storage.records import DEFAULT_SITE, now, timestamp
+from storage.records import DEFAULT_SITE, AuditEntry, now, timestamp
 from storage.store import Store
 from storage.triggers import missing_triggers
 
@@ -119,8 +120,13 @@ def token_create(
         raise ConfigurationError("--site: must hold more than dots")
     text, record = new_token(role, site, visit, expires_at, label)
 
+    def unit(tx: Connection) -> None:
+        tokens.add(tx, record)
+        audit.append(tx, AuditEntry(site, "token.created", "command line", f"token/{record.token_id}",
+                                    detail={"role": role, "visit": visit, "expires_at": expires_at}))
+
     async def work(store: Store) -> None:
-        await store.write(lambda tx: tokens.add(tx, record))
+        await store.write(unit)
 
     _with_store(settings, work)
     print(text)  # noqa: T201 - alone on stdout, for scripts

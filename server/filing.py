@@ -32,12 +32,14 @@ class Inspection:
     """What was read of sealed bytes before any row is written.
 
     `header` is None for what is no DICOM; otherwise the reader's value, opaque to everybody but the PACS.
+    `same_as`: the image that holds the same object in another encoding.
     """
 
     sha256: Sha256
     size_bytes: int
     header: Any  # server.pacs.dicom.Header, which the features outside the PACS must not know
     dataset_sha256: Sha256 | None = None
+    same_as: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The rim of every HTTP request: request id, who calls, errors as RFC 9457 problems. Knows no feature."""
 
+import hashlib
+import json
 import uuid
 from collections.abc import Awaitable, Callable
 
@@ -94,9 +96,13 @@ def authenticated(authenticator: Authenticator) -> Middleware:
         # OPTIONS is asked before a token is at hand: CORS preflights, tus discovery (contract §5)
         if request.path in OPEN or request.path.startswith("/problems/") or request.method == "OPTIONS":
             return await handler(request)
-        bearer = await authenticator.identify(request.headers.get("Authorization"))
-        if bearer.expired and not tolerates_expiry(request):
-            raise RequestError("unauthorized", "the token has expired")
+        try:
+            bearer = await authenticator.identify(request.headers.get("Authorization"))
+            if bearer.expired and not tolerates_expiry(request):
+                raise RequestError("unauthorized", "the token has expired")
+        except RequestError as refusal:
+            await authenticator.note_refusal(request.remote, refusal.detail)
+            raise
         request[PRINCIPAL] = bearer.principal
         return await handler(request)
 
@@ -106,3 +112,22 @@ def authenticated(authenticator: Authenticator) -> Middleware:
 def tolerates_expiry(request: web.Request) -> bool:
     """HEAD of an upload by its owner is answered with an expired but genuine token (contract §5)."""
     return request.method == "HEAD" and request.path.startswith("/files/")
+
+
+CACHED = {"Cache-Control": "private, no-cache"}
+
+
+def cached(request: web.Request, response: web.Response, tag: str) -> web.Response:
+    """Answer 304 where the client has this version (RFC 9110 §13.1.2)."""
+    response.headers.update(CACHED)
+    response.headers["ETag"] = f'"{tag}"'
+    if f'"{tag}"' in request.headers.get("If-None-Match", ""):
+        return web.Response(status=304, headers={**CACHED, "ETag": f'"{tag}"'})
+    return response
+
+
+def cached_json(request: web.Request, body: object) -> web.Response:
+    """JSON with an ETag of its content: lists and images (contract §4)."""
+    text = json.dumps(body)
+    tag = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return cached(request, web.Response(text=text, content_type="application/json"), tag)

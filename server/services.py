@@ -52,15 +52,16 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     expires_after = timedelta(days=settings.uploads.expires_after_days)
     max_size_bytes = settings.uploads.max_size_bytes
     base_url = base_url_of(settings)
+    renderer = Renderer()
+    destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
     ingester = Ingester(
-        store.blobs, destinations=tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules)),
+        store, renderer.same_content, destinations=destinations,
         accept_other=settings.uploads.accept_other == "keep")
     intake = Intake(store, ingester, signer, name_order, tasks, IntakeSettings(
         max_size_bytes, expires_after, settings.uploads.sync_wait_s))
     locks = UploadLocks()
     uploads = Uploads(store, intake, locks, expires_after)
     sessions = SessionService(store, intake, Readback(store, tasks), name_order, max_size_bytes)
-    renderer = Renderer()
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from server.auth import Principal, Role, principal_of
 from server.errors import RequestError
+from server.middleware import CACHED, cached, cached_json
 from server.pacs.ingest import blob_path
 from server.pacs.presentation import image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window
@@ -18,7 +19,6 @@ from storage.store import Store
 
 THUMBNAIL_PX = 256
 READ_NOTED_S = 60.0
-CACHED = {"Cache-Control": "private, no-cache"}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -46,8 +46,7 @@ class ImageHandlers:
         """The image's facts."""
         image = await self._image(request)
         base_url = self._base_url(request)
-        body = await self._store.read(lambda tx: image_json(tx, image, base_url))
-        return _cached(request, web.json_response(body), f"{image.id}-{len(body['orders'])}")
+        return cached_json(request, await self._store.read(lambda tx: image_json(tx, image, base_url)))
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         """The bytes as they were sent; never shown inline by a browser."""
@@ -74,7 +73,7 @@ class ImageHandlers:
             raise RequestError("render_failed", "only DICOM images are shown")
         media_type = _media_type(request)
         tag = f"{image.blob_sha256[:16]}-{frame}-{request.query.get('window', '')}-{size_px}-{media_type[-4:]}"
-        unchanged = _cached(request, web.Response(), tag)
+        unchanged = cached(request, web.Response(), tag)
         if unchanged.status == 304:
             return unchanged
         picture = await self._renderer.render(
@@ -84,7 +83,7 @@ class ImageHandlers:
             "X-Content-Type-Options": "nosniff", "Packhorse-Frames": str(picture.frames)})
         if picture.window_center is not None and picture.window_width is not None:
             response.headers["Packhorse-Window"] = f"{picture.window_center:g},{picture.window_width:g}"
-        return _cached(request, response, tag)
+        return cached(request, response, tag)
 
     async def studies(self, request: web.Request) -> web.Response:
         """Studies in order of coming."""
@@ -101,7 +100,7 @@ class ImageHandlers:
             "series": row["series"], "created_at": row["created_at"],
             "links": {"self": f"{base_url}/api/v1/studies/{row['study_instance_uid']}/"}} for row in rows[:limit]]
         cursor = str(rows[limit - 1]["id"]) if len(rows) > limit else None
-        return web.json_response({"results": results, "next_cursor": cursor}, headers=CACHED)
+        return cached_json(request, {"results": results, "next_cursor": cursor})
 
     async def study(self, request: web.Request) -> web.Response:
         """The tree: study, series, images; a token of one visit sees only that visit's images."""
@@ -123,18 +122,18 @@ class ImageHandlers:
         if body is None:
             raise RequestError("not_found", "there is no such study")
         await self._note_read(who, uid, request.remote)
-        return web.json_response(body, headers=CACHED)
+        return cached_json(request, body)
 
     async def deliveries(self, request: web.Request) -> web.Response:
         """What is on its way to the destinations, what arrived there, what waits for a person."""
         who = principal_of(request)
         who.require(Role.OPERATOR)
         rows = await self._store.read(lambda tx: jobs.deliveries(tx, who.site))
-        return web.json_response({"results": [{
+        return cached_json(request, {"results": [{
             "delivery_id": row.delivery_id, "image_id": row.image_id, "destination": row.destination,
             "status": row.state, "attempts": row.attempts, "last_status": row.last_status,
             "last_error": row.last_error, "created_at": row.created_at, "delivered_at": row.delivered_at}
-            for row in rows]}, headers=CACHED)
+            for row in rows]})
 
     async def _image(self, request: web.Request, *, pixels: bool = False) -> ImageRecord:
         who = principal_of(request)
@@ -194,12 +193,3 @@ def _window(text: str | None) -> Window | None:
 def _media_type(request: web.Request) -> MediaType:
     asked: str = request.query.get("accept") or request.headers.get("Accept") or ""
     return "image/jpeg" if "image/jpeg" in asked and "image/png" not in asked else "image/png"
-
-
-def _cached(request: web.Request, response: web.Response, tag: str) -> web.Response:
-    """Answer 304 where the client has this version (RFC 9110 §13.1.2)."""
-    response.headers.update(CACHED)
-    response.headers["ETag"] = f'"{tag}"'
-    if f'"{tag}"' in request.headers.get("If-None-Match", ""):
-        return web.Response(status=304, headers={**CACHED, "ETag": f'"{tag}"'})
-    return response

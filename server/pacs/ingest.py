@@ -1,6 +1,7 @@
 """The one door into the PACS: every way in walks through `Ingester` (server.filing.Files)."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -12,15 +13,22 @@ from storage import audit, instances, jobs, orders
 from storage.blobs.base import BlobStore, LocalPath, Span, sealed
 from storage.errors import StorageError
 from storage.records import AuditEntry, ImageRecord, OrderRecord, Sha256
+from storage.store import Store
 
 INSPECT_S = 60.0
+SameContent = Callable[[Path, Path], Awaitable[bool]]
+"""Tells whether two files hold one object in two encodings."""
 
 
 class Ingester:
     """Files sealed bytes as rows; idempotent by SOP Instance UID and dataset digest (contract §6)."""
 
-    def __init__(self, blobs: BlobStore, *, destinations: tuple[str, ...] = (), accept_other: bool = True) -> None:
-        self._blobs = blobs
+    def __init__(
+        self, store: Store, same_content: SameContent, *, destinations: tuple[str, ...] = (), accept_other: bool = True
+    ) -> None:
+        self._store = store
+        self._blobs = store.blobs
+        self._same_content = same_content
         self._destinations = destinations
         self._accept_other = accept_other
 
@@ -37,14 +45,23 @@ class Ingester:
             path = self._blobs.path(key)
             async with asyncio.timeout(INSPECT_S):
                 header = await asyncio.to_thread(read_header, path)
-                digest = await asyncio.to_thread(dataset_sha256, path, header)
+            digest = await asyncio.to_thread(dataset_sha256, path, header)
+            same_as = await self._same_object(path, header, digest, origin.site)
         except TimeoutError as error:
             raise SessionFailure("INGEST_TIMEOUT") from error
         except (StorageError, OSError) as error:
             raise SessionFailure("STORAGE_IO") from error
         except (ValueError, IndexError, KeyError) as error:
             raise DicomRejected("the header cannot be read") from error
-        return Inspection(sha256, size_bytes, header, digest)
+        return Inspection(sha256, size_bytes, header, digest, same_as)
+
+    async def _same_object(self, path: Path, header: Header, digest: Sha256, site: str) -> int | None:
+        """The image that this object is already, encoded otherwise (contract §6): compared decoded, lossless only."""
+        known = await self._store.read(lambda tx: instances.by_sop_instance(tx, site, header.sop_instance_uid))
+        if known is None or known.dataset_sha256 == digest or known.study_instance_uid != header.study_instance_uid:
+            return None
+        other = blob_path(self._blobs, site, known.blob_sha256)
+        return known.id if await self._same_content(path, other) else None
 
     def file(self, tx: Connection, inspection: Inspection, origin: Origin) -> Filed:
         """Rows, links, deliveries and audit; see Files."""
@@ -75,7 +92,7 @@ class Ingester:
 
     def _instance(self, tx: Connection, inspection: Inspection, header: Header, origin: Origin) -> Filed:
         known = instances.by_sop_instance(tx, origin.site, header.sop_instance_uid)
-        if known is not None and known.dataset_sha256 == inspection.dataset_sha256:
+        if known is not None and (known.dataset_sha256 == inspection.dataset_sha256 or inspection.same_as == known.id):
             return Filed(known, deduplicated=True)
         if known is not None:
             instances.add_quarantine(

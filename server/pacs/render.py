@@ -60,9 +60,21 @@ class Renderer:
         media_type: MediaType = "image/png",
     ) -> Picture:
         """One frame, counted from 1. RenderFailed says why not; the stored bytes are only read."""
-        request = json.dumps({
+        facts, content = await self._answer({
             "path": str(path), "frame": frame, "size_px": size_px, "media_type": media_type,
-            "window": [window.center, window.width] if window else None}).encode()
+            "window": [window.center, window.width] if window else None})
+        return Picture(content, media_type, **facts)
+
+    async def same_content(self, one: Path, two: Path) -> bool:
+        """Whether two files hold one object in two encodings; False also when that cannot be told."""
+        try:
+            facts, _ = await self._answer({"paths": [str(one), str(two)]})
+        except RenderFailed:
+            return False
+        return bool(facts["same"])
+
+    async def _answer(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:  # the child's JSON
+        request = json.dumps(asked).encode()
         try:
             async with asyncio.timeout(self._limits.wait_s):
                 child = await self._idle.get()
@@ -86,7 +98,7 @@ class Renderer:
             self._idle.put_nowait(child if healthy else None)
         if "error" in facts:
             raise RenderFailed(str(facts["error"]))
-        return Picture(content, media_type, **facts)
+        return facts, content
 
     async def _start(self) -> Process:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

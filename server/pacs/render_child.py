@@ -1,5 +1,7 @@
 """The process that decodes pixels: limited in memory and time, killed without regret. Never part of the server.
 
+It renders frames, and tells whether two files hold the same object in two encodings.
+
 Protocol: a 4-byte length and JSON in on stdin; two 4-byte lengths, JSON and a picture out on what was stdout.
 """
 
@@ -18,6 +20,13 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space, pixel_array
 from pydicom.pixels.processing import apply_windowing
 
+LOSSLESS = frozenset({
+    "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5",
+    "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90",
+})
+PIXELS = "PixelData"
+ENCODING = frozenset({0x00280006, 0xFFFCFFFC})
+"""Planar Configuration and Data Set Trailing Padding say how, not what."""
 MAX_FRAME_SAMPLES = 256 * 1024 * 1024
 
 
@@ -52,6 +61,42 @@ def render(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     facts = {"width_px": picture.width, "height_px": picture.height, "frames": frames,
              "window_center": window[0] if window else None, "window_width": window[1] if window else None}
     return facts, content.getvalue()
+
+
+def same_content(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Whether two files hold one object: every attribute equal, and pixels equal once decoded (lossless only)."""
+    one, two = (dcmread(path) for path in request["paths"])
+    return {"same": _same_attributes(one, two) and _same_pixels(one, two)}, b""
+
+
+def _same_attributes(one: Dataset, two: Dataset) -> bool:
+    # iterating a Dataset gives its elements, parsed; here only their tags are wanted; element 0 is a group's length
+    tags = [sorted(tag for tag in dataset.keys() if tag.element and tag not in ENCODING)  # noqa: SIM118
+            for dataset in (one, two)]
+    if tags[0] != tags[1]:
+        return False
+    for tag in tags[0]:
+        first, second = one[tag], two[tag]
+        if first.keyword == PIXELS:
+            continue
+        if first.VR == "SQ" and second.VR == "SQ":
+            pairs = list(zip(first.value, second.value, strict=False))
+            if len(first.value) != len(second.value) or not all(_same_attributes(*pair) for pair in pairs):
+                return False
+        elif first.value != second.value:
+            return False
+    return True
+
+
+def _same_pixels(one: Dataset, two: Dataset) -> bool:
+    if PIXELS not in one:
+        return True
+    syntaxes = [dataset.file_meta.TransferSyntaxUID for dataset in (one, two)]
+    if syntaxes[0] == syntaxes[1] and one.PixelData == two.PixelData:
+        return True
+    if not LOSSLESS.issuperset(syntaxes):
+        return False
+    return bool(np.array_equal(pixel_array(one, raw=True), pixel_array(two, raw=True)))
 
 
 def _colour(dataset: Dataset, pixels: Any) -> Any:  # numpy arrays, whose types are known only when they are there
@@ -133,7 +178,8 @@ def main() -> None:
     while True:
         (length,) = struct.unpack(">I", _read_exactly(requests, 4))
         try:
-            facts, picture = render(json.loads(_read_exactly(requests, length)))
+            request = json.loads(_read_exactly(requests, length))
+            facts, picture = same_content(request) if "paths" in request else render(request)
         except Refused as reason:
             facts, picture = {"error": str(reason)}, b""
         except MemoryError:

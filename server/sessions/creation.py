@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from server.auth import Principal, Role
 from server.errors import RequestError
@@ -75,7 +76,10 @@ def create(tx: Connection, new: NewSession, who: Principal, name_order: NameOrde
     record = _record(new, visit, who, key, holder.session_id if holder else None)
     position = note(tx, record, "session.created", who.name, peer, supersedes=record.supersedes)
     record = replace(record, seq=position.seq)
-    sessions.add(tx, record)
+    try:
+        sessions.add(tx, record)
+    except IntegrityError as error:  # the id exists in another site, which must not be told apart
+        raise RequestError("session_conflict", "this session_id is taken", fields=["session_id"]) from error
     sessions.add_member(tx, who.site, record.session_id, who.name)
     return Created(record, new=True)
 

@@ -11,7 +11,7 @@ from server.admission import Verdict
 from server.auth import principal_of
 from server.errors import SESSION_FAILURES, RequestError
 from server.identifiers import parse_text_id
-from server.middleware import problem_body, route_of
+from server.middleware import cached_json, problem_body, route_of
 from server.sessions import machine, schema
 from server.sessions.service import Caller, SessionService, View
 from storage.records import ImageRecord, SessionRecord, Status, UploadRecord
@@ -206,14 +206,15 @@ class SessionHandlers:
     async def _list(self, request: web.Request, **filters: Any) -> web.Response:  # see storage.sessions.listing
         caller, query = caller_of(request), request.query
         limit = _integer(query.get("limit", "100"), "limit", MAX_LIMIT)
-        cursor = query.get("cursor")
+        after = query.get("cursor")
         records = await self._service.listing(
             caller, limit + 1, radiology_order_id=query.get("radiology_order_id"), device_id=query.get("device_id"),
             updated_after=query.get("updated_after"),
-            before_seq=_integer(cursor, "cursor", 2**53) if cursor else None, **filters)
+            before_seq=_integer(after, "cursor", 2**53) if after else None, **filters)
         page = records[:limit]
         results = [await self._json(request, record) for record in page]
-        return _answer({"results": results, "next_cursor": str(page[-1].seq) if len(records) > limit else None})
+        cursor = str(page[-1].seq) if len(records) > limit else None
+        return cached_json(request, {"results": results, "next_cursor": cursor})
 
     async def _json(
         self, request: web.Request, record: SessionRecord, *, duplicate: bool = False, device: str | None = None

@@ -34,7 +34,7 @@ from storage.store import Store
 
 SMALL_BYTES = 4 * 1024 * 1024
 """Up to this size finish and ingest are one transaction (contract §2): the header is read before it."""
-LEASE_S = 60.0
+LEASE_S = 3600.0  # the start of a server makes what a crash held due again
 
 
 @dataclass(frozen=True, slots=True)

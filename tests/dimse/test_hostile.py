@@ -12,6 +12,7 @@ from pynetdicom import AE, _config
 from server.pacs.dicom import read_header
 from tests import builders
 from tests.dcmtk import complaint, status_of, storescu
+from tests.samples import table
 from tests.server import Server, create, patch, upload_url
 from tests.support import require_peer
 
@@ -139,3 +140,16 @@ def test_an_unknown_peer_is_refused_where_peers_are_listed(tmp_path: Path) -> No
         assert config.exists()
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("name", ["MR_small_RLE", "MR_small_implicit", "MR_small_bigendian", "MR_small_jp2klossless"])
+def test_the_same_object_in_another_lossless_encoding_is_a_duplicate(server: Server, name: str) -> None:
+    samples = table()
+    for sample in ("MR_small", name):
+        assert send_by_tus(server, samples[f"test_files/{sample}.dcm"].path.read_bytes()) == (204, "SYNCED")
+    sessions = server.api("GET", "/upload-sessions/").json()["results"]
+    assert [row["server_image_id"] for row in sessions] == [1, 1]
+    for row in sessions:  # each ACK reads back the bytes of its own session
+        answer = server.api("POST", f"/upload-sessions/{row['session_id']}/acknowledge/", {"server_image_id": 1})
+        assert answer.json()["safe_to_delete_local"] is True
+    assert server.command("fsck").returncode == 0
