@@ -19,6 +19,7 @@ from server.pacs.handlers import ImageHandlers
 from server.pacs.ingest import Ingester
 from server.pacs.presentation import image_json
 from server.pacs.render import Renderer
+from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
 from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.readback import Readback
@@ -57,15 +58,15 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     ingester = Ingester(
         store, renderer.same_content, destinations=destinations,
         accept_other=settings.uploads.accept_other == "keep")
-    intake = Intake(store, ingester, signer, name_order, tasks, IntakeSettings(
-        max_size_bytes, expires_after, settings.uploads.sync_wait_s))
+    completion = Completion(store, ingester, signer, tasks, settings.uploads.sync_wait_s)
+    intake = Intake(store, completion, name_order, IntakeSettings(max_size_bytes, expires_after))
     locks = UploadLocks()
     uploads = Uploads(store, intake, locks, expires_after)
     sessions = SessionService(store, intake, Readback(store, tasks), name_order, max_size_bytes)
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
-    worker = Worker(store, {"ingest": intake.run_job, "forward": forwarder.run_job},
+    worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job},
                     backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
     routes = (

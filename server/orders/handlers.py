@@ -1,12 +1,10 @@
 """`/api/v1/orders/{radiology_order_id}/`: parse, call the use case, answer."""
 
-import json
-
 from aiohttp import web
 
 from server.auth import principal_of
-from server.errors import RequestError
 from server.identifiers import parse_text_id
+from server.middleware import json_body
 from server.orders.service import OrderService
 
 PATH = "/api/v1/orders/{radiology_order_id}"
@@ -24,10 +22,7 @@ class OrderHandlers:
 
     async def put(self, request: web.Request) -> web.Response:
         """Announce or replace."""
-        try:
-            value = json.loads(await request.read() or b"{}")
-        except (ValueError, RecursionError) as error:
-            raise RequestError("invalid_json") from error
+        value = await json_body(request)
         order_id = parse_text_id(request.match_info["radiology_order_id"], "radiology_order_id")
         new, body = await self._service.put(order_id, value, principal_of(request))
         return web.json_response(body, status=201 if new else 200, headers={"Cache-Control": "private, no-cache"})

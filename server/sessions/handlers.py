@@ -1,6 +1,5 @@
 """The session routes under both roots (contract §4): parse, call the use case, answer."""
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from server.admission import Verdict
 from server.auth import principal_of
 from server.errors import SESSION_FAILURES, RequestError
 from server.identifiers import parse_text_id
-from server.middleware import cached_json, problem_body, route_of
+from server.middleware import cached_json, json_body, problem_body, route_of
 from server.sessions import machine, schema
 from server.sessions.service import Caller, SessionService, View
 from storage.records import ImageRecord, SessionRecord, Status, UploadRecord
@@ -26,17 +25,6 @@ MAX_LIMIT = 500
 Complete = Callable[[str, str | None], Awaitable[Verdict | None]]
 DescribeImage = Callable[[Connection, ImageRecord, str], dict[str, Any]]
 BaseUrl = Callable[[web.Request], str]
-
-
-async def json_body(request: web.Request) -> Any:  # JSON of any shape, parsed by schema.parse
-    """The body as JSON, {} when there is none. RequestError `invalid_json`."""
-    raw = await request.read()
-    if not raw:
-        return {}
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise RequestError("invalid_json", "the body is not JSON") from error
 
 
 def caller_of(request: web.Request) -> Caller:

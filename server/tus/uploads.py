@@ -22,7 +22,7 @@ from server.tus.checksum import RunningDigest
 from server.tus.locks import UploadLocks
 from server.tus.protocol import ChecksumClaim
 from storage import audit, uploads
-from storage.blobs.base import BlobKey, Sealed, Truncates, boot_id, sealed, staging
+from storage.blobs.base import BlobKey, Lists, Sealed, Truncates, boot_id, sealed, staging
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound, StorageError
 from storage.records import AuditEntry, Sha256, UploadRecord, UploadState, now, timestamp
 from storage.store import Store
@@ -112,6 +112,9 @@ class Uploads:
             return upload
         except (AppError, StorageError) as error:
             outcome = error.code
+            if isinstance(error, Conflict | NotFound):
+                # the session was cancelled or failed while the bytes came
+                raise await self._policy.refusal(await self._again(upload)) or error from error
             if not isinstance(error, FlushFailed):
                 start = await self._keep(upload)
             if isinstance(error, NoSpace):
@@ -248,7 +251,16 @@ class Uploads:
             await self._policy.terminated(upload, who)
 
     async def recover(self) -> None:
-        """At start: finish uploads whose last byte came before a crash."""
+        """At start, when nobody writes: finish uploads whose last byte came before a crash.
+
+        What is staged for nobody is freed.
+        The bytes of an upload that is STAGING_LOST stay: a retry begins with their good prefix.
+        """
+        if isinstance(self._store.blobs, Lists):
+            async for key in self._store.blobs.keys("staging"):
+                owner = await self._store.read(lambda tx, key=key: uploads.find(tx, key.name))  # type: ignore[misc]
+                if owner is None or (owner.state is not UploadState.OPEN and owner.gone_reason != "STAGING_LOST"):
+                    await self._store.blobs.delete(key)
         for upload in await self._store.read(uploads.unfinished):
             try:
                 if await self.offset(upload) == upload.length_bytes:

@@ -1,14 +1,16 @@
 """Everything that is refused: status, code, and that the upload still tells the offset of before."""
 
 import base64
+import gzip
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import requests
 
 from tests.server import Server, create, patch, sha256, upload_url
 
@@ -251,3 +253,35 @@ def test_100_identical_creations_at_once_make_one_row(shared_server: Server) -> 
     assert len({session_id for _, session_id in answers}) == 1
     listed = shared_server.api("GET", "/upload-sessions/?radiology_order_id=many").json()
     assert len(listed["results"]) == 1
+
+
+@pytest.mark.parametrize(
+    "raw", [b"{", b"[" * 100_000, b'{"file_size": NaN}', b'{"file_name": "\\ud800"}', b"\xff\xfe"], ids=str
+)
+def test_what_is_no_json_is_refused(shared_server: Server, raw: bytes) -> None:
+    answer = requests.post(
+        f"{shared_server.url}/api/v1/upload-sessions/create_session/", data=raw, headers=shared_server.auth, timeout=30
+    )
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")
+
+
+def test_a_body_that_inflates_beyond_the_limit_is_refused(shared_server: Server) -> None:
+    answer = requests.post(
+        f"{shared_server.url}/api/v1/upload-sessions/create_session/",
+        data=gzip.compress(b" " * 50_000_000),
+        headers={**shared_server.auth, "Content-Encoding": "gzip"},
+        timeout=30,
+    )
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_a_cancelled_session_ends_a_running_patch_with_410(case: Case) -> None:
+    answers: list[Any] = []
+
+    def body() -> Iterator[bytes]:
+        yield case.content[HALF : HALF + 100]
+        assert case.call("cancel", {"reason": "wrong file"}).status_code == 200
+        yield case.content[HALF + 100 :]
+
+    answers.append(patch(case.server, case.url, body(), HALF))  # type: ignore[arg-type]  # requests takes an iterator
+    assert (answers[0].status_code, answers[0].json()["error_code"]) == (410, "CLIENT_ABORTED")

@@ -69,7 +69,7 @@ def test_64_mib_cut_20_times_by_a_stock_client_finish_with_the_right_digest(serv
     assert position == 64 * MIB
 
 
-def half_sent(server: Server, url: str, content: bytes, count: int) -> threading.Thread:
+def half_sent(server: Server, url: str, content: bytes, count: int, offset: int = 0) -> threading.Thread:
     """PATCH that sends `count` bytes and then stays silent, the socket open."""
 
     def slowly() -> None:
@@ -78,7 +78,7 @@ def half_sent(server: Server, url: str, content: bytes, count: int) -> threading
             time.sleep(20)  # silence on an open socket is the case under test
 
         try:
-            patch(server, url, body())  # type: ignore[arg-type]  # requests takes a generator
+            patch(server, url, body(), offset)  # type: ignore[arg-type]  # requests takes a generator
         except requests.exceptions.RequestException:
             return
 
@@ -141,3 +141,28 @@ def test_a_server_that_is_told_to_stop_keeps_what_arrived(server: Server) -> Non
     assert server.stop() == 0
     server.restart()
     assert server.tus("HEAD", url).headers["Upload-Offset"] == str(MIB)
+
+
+@pytest.mark.slow
+def test_a_large_patch_is_streamed_in_bounded_memory(server: Server) -> None:
+    block = random_bytes(MIB, 11)
+    server.api("GET", "/")
+    start, count = server.rss_bytes(), 300
+    answer = server.tus("POST", "/files", Upload_Length=str(count * MIB))
+    sent = patch(server, answer.headers["Location"], (block for _ in range(count)))  # type: ignore[arg-type]  # streamed
+    assert sent.headers["Packhorse-Status"] == "SYNCED"
+    assert server.rss_bytes() - start < 64 * MIB
+
+
+def test_at_start_what_is_staged_for_nobody_is_freed_and_what_is_complete_is_finished(server: Server) -> None:
+    content = random_bytes(MIB, 12)
+    session = create(server, content, file_name="a.bin")
+    url = upload_url(server, session["session_id"])
+    patch(server, url, content[:1000])
+    server.kill()
+    staging = server.folder / "data" / "blobs" / "staging" / "site-default"
+    (staging / url.rsplit("/", 1)[1]).write_bytes(content)  # as a crash between the last byte and the seal leaves it
+    (staging / "00000000-0000-0000-0000-000000000000").write_bytes(b"of nobody")
+    server.restart()
+    assert server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["status"] == "SYNCED"
+    assert list(staging.iterdir()) == []

@@ -1,0 +1,154 @@
+"""Turns a finished upload into a stored image: facts before action, exactly once, and again after a crash."""
+
+import asyncio
+from contextlib import suppress
+
+from sqlalchemy import Connection
+
+from server.admission import Verdict
+from server.errors import SessionFailure
+from server.filing import Files, Inspection, Origin
+from server.sessions import machine, receipts
+from server.sessions.moves import fail, move, note
+from server.worker import Done, Tasks
+from storage import jobs, sessions, uploads
+from storage.blobs.base import Sealed
+from storage.errors import Conflict
+from storage.records import Door, JobRecord, SessionRecord, Sha256, Status, UploadRecord, UploadState, timestamp
+from storage.store import Store
+
+SMALL_BYTES = 4 * 1024 * 1024
+"""Up to this size finish and ingest are one transaction (contract §2): the header is read before it."""
+LEASE_S = 3600.0  # the start of a server makes what a crash held due again
+
+
+def claims_dicom(file_name: str, content_type: str | None) -> bool:
+    """Whether the sender calls it DICOM; then anything else is refused (contract §10)."""
+    return (content_type or "").split(";")[0].strip().lower() == "application/dicom" or file_name.lower().endswith(
+        (".dcm", ".dicom"))
+
+
+class Completion:
+    """The end of an upload: sealed bytes, rows, verdict, receipt."""
+
+    def __init__(
+        self, store: Store, files: Files, signer: receipts.Signer, tasks: Tasks, sync_wait_s: float
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._signer = signer
+        self._tasks = tasks
+        self._sync_wait_s = sync_wait_s
+
+    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None) -> Verdict | None:
+        """Every byte is held: note it and file the content; None when that takes longer than `sync_wait_s`."""
+        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
+        if upload.state is UploadState.OPEN and sealed.size_bytes <= SMALL_BYTES:
+            inspected = await self._inspect(record, sealed.sha256, sealed.size_bytes)
+
+            def at_once(tx: Connection) -> Verdict:
+                present = self._finish(tx, upload, sealed, peer)
+                return self._file(tx, present, inspected)
+
+            return await self._store.write(at_once)
+        if upload.state is UploadState.OPEN:
+
+            def finish(tx: Connection) -> JobRecord:
+                self._finish(tx, upload, sealed, peer)
+                return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, LEASE_S)
+
+            job = await self._store.write(finish)
+        else:
+            job = await self._store.write(
+                lambda tx: jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, LEASE_S))
+        ingesting = self._tasks.spawn(self._ingest(job), f"ingest-{upload.upload_id}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._sync_wait_s):
+                return await asyncio.shield(ingesting)
+        return None
+
+    async def run_job(self, job: JobRecord) -> Done:
+        """Ingest what a crash left."""
+        await self._ingest(job)
+        return Done()
+
+    async def _ingest(self, job: JobRecord) -> Verdict:
+        upload = await self._store.read(lambda tx: uploads.get(tx, job.subject))
+        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
+        assert upload.blob_sha256 is not None, "the job is queued by the finish"
+        verdict = _known_verdict(record)
+        if verdict is not None:
+            await self._store.write(lambda tx: jobs.done(tx, job))
+            return verdict
+        inspected = await self._inspect(record, Sha256(upload.blob_sha256), upload.length_bytes)
+
+        def unit(tx: Connection) -> Verdict:
+            jobs.done(tx, job)
+            present = sessions.get(tx, upload.site, upload.session_id)
+            return _known_verdict(present) or self._file(tx, present, inspected)
+
+        return await self._store.write(unit)
+
+    async def _inspect(self, record: SessionRecord, sha256: Sha256, size_bytes: int) -> Inspection | SessionFailure:
+        try:
+            return await self._files.inspect(sha256, size_bytes, _origin(record))
+        except SessionFailure as failure:
+            return failure
+
+    def _finish(self, tx: Connection, upload: UploadRecord, sealed: Sealed, peer: str | None) -> SessionRecord:
+        """Facts before action: all bytes are here and durable, whatever becomes of them."""
+        record = sessions.get(tx, upload.site, upload.session_id)
+        if record.status is not Status.BINARY_UPLOADING:
+            raise Conflict("the session moved on")
+        uploads.add_blob(tx, upload.site, sealed.sha256, sealed.size_bytes, repaired=not sealed.existed)
+        uploads.finish(tx, upload.upload_id, sealed.sha256)
+        position = note(tx, record, "upload.finished", upload.principal, peer,
+                        upload_id=upload.upload_id, size=sealed.size_bytes, sha256=sealed.sha256)
+        columns = {} if record.checksum_sha256 else {"checksum_sha256": sealed.sha256}
+        sessions.change(tx, record.session_id, record.status, binary_uploaded_at=timestamp(),
+                        blob_sha256=sealed.sha256, seq=position.seq, **columns)
+        return sessions.get(tx, upload.site, upload.session_id)
+
+    def _file(self, tx: Connection, record: SessionRecord, inspected: Inspection | SessionFailure) -> Verdict:
+        """Rows of the PACS, SYNCED, receipt, audit: one transaction, or FAILED with the reason."""
+        if isinstance(inspected, SessionFailure):
+            fail(tx, record, inspected, "server")
+            return Verdict(Status.FAILED, inspected)
+        filed = self._files.file(tx, inspected, _origin(record))
+        if filed.failure is not None or filed.image is None:
+            failure = filed.failure or SessionFailure("INTERNAL")
+            fail(tx, record, failure, "server")
+            return Verdict(Status.FAILED, failure)
+        position = note(tx, record, "session.stored", "server", image_id=filed.image.id, sha256=inspected.sha256,
+                        deduplicated=filed.deduplicated)
+        claims = receipts.session_claims(record, filed.image, inspected, position)
+        move(tx, record, Status.SYNCED, "server", server_image_id=filed.image.id, synced_at=timestamp(),
+             receipt=self._signer.sign(claims), duplicate_of=_twin(tx, record))
+        return Verdict(Status.SYNCED)
+
+
+def _origin(record: SessionRecord) -> Origin:
+    return Origin(
+        site=record.site, door=Door.TUS, actor=record.principal,
+        claims_dicom=claims_dicom(record.file_name, record.content_type),
+        radiology_order_id=record.radiology_order_id, session_id=record.session_id, file_name=record.file_name,
+        content_type=record.content_type)
+
+
+def _known_verdict(record: SessionRecord) -> Verdict | None:
+    if record.status in machine.STORED:
+        return Verdict(Status.SYNCED)
+    if record.status is Status.FAILED and record.error_code:
+        return Verdict(Status.FAILED, SessionFailure(record.error_code, record.error_message or ""))
+    return None
+
+
+def _twin(tx: Connection, record: SessionRecord) -> str | None:
+    """Another stored session of the same order with the checksum that only the server computed (contract §6)."""
+    if record.checksum_source != "server" or record.radiology_order_id is None or record.blob_sha256 is None:
+        return None
+    for other in sessions.of_blob(tx, record.site, record.blob_sha256):
+        same_order = other.radiology_order_id == record.radiology_order_id
+        if same_order and other.session_id != record.session_id and other.status in machine.STORED:
+            return other.session_id
+    return None

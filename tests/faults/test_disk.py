@@ -1,0 +1,74 @@
+"""The disk at its worst: a reboot, bytes that vanish, a full medium."""
+
+import os
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.server import Server, create, patch, upload_url
+from tests.tus.test_cut_uploads import MIB, half_sent, random_bytes, wait_for_bytes
+
+
+def sql(server: Server, statement: str) -> None:
+    with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database, database:
+        database.execute(statement)
+
+
+def test_after_a_reboot_only_what_was_flushed_counts(server: Server) -> None:
+    content = random_bytes(2 * MIB, 21)
+    session = create(server, content, file_name="a.bin")
+    url = upload_url(server, session["session_id"])
+    patch(server, url, content[:1000])
+    half_sent(server, url, content[1000:], MIB, 1000)
+    wait_for_bytes(server, session["session_id"], MIB // 2)
+    server.kill()
+    sql(server, "UPDATE upload SET boot_id = 'the boot before'")
+    server.restart()
+    assert server.tus("HEAD", url).headers["Upload-Offset"] == "1000"
+    assert patch(server, url, content[1000:], 1000).headers["Packhorse-Status"] == "SYNCED"
+
+
+def test_when_flushed_bytes_vanish_the_url_is_gone_and_a_retry_goes_on_from_a_new_one(server: Server) -> None:
+    content = random_bytes(MIB, 22)
+    session = create(server, content, file_name="a.bin")
+    url = upload_url(server, session["session_id"])
+    patch(server, url, content[:5000])
+    staged = server.folder / "data" / "blobs" / "staging" / "site-default" / url.rsplit("/", 1)[1]
+    os.truncate(staged, 3000)
+    answer = server.tus("HEAD", url)
+    assert answer.status_code == 410
+    root = f"/upload-sessions/{session['session_id']}"
+    assert server.api("GET", f"{root}/").json()["error_code"] == "STAGING_LOST"
+    assert server.api("POST", f"{root}/retry/").status_code == 200
+    again = server.api("POST", f"{root}/upload_binary/").json()
+    assert again["upload_url"] != url and again["upload_offset"] == 0
+    assert patch(server, again["upload_url"], content).headers["Packhorse-Status"] == "SYNCED"
+    assert server.tus("HEAD", url).status_code == 410
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_keeps_the_prefix_and_the_upload_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(blobs)], check=True)
+    server = Server(tmp_path / "server", extra=f'[storage]\nblobs = "file:{blobs}"\n')
+    try:
+        server.start()
+        content = random_bytes(8 * MIB, 23)
+        session = create(server, content, file_name="a.bin")
+        url = upload_url(server, session["session_id"])
+        answer = patch(server, url, content)
+        assert (answer.status_code, answer.json()["code"]) == (507, "insufficient_storage")
+        assert answer.headers["Retry-After"]
+        offset = int(server.tus("HEAD", url).headers["Upload-Offset"])
+        assert 3 * MIB < offset < 5 * MIB
+        assert server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["status"] == "BINARY_UPLOADING"
+        subprocess.run(["mount", "-o", "remount,size=64m", str(blobs)], check=True)
+        assert patch(server, url, content[offset:], offset).headers["Packhorse-Status"] == "SYNCED"
+    finally:
+        server.stop()
+        subprocess.run(["umount", str(blobs)], check=True)
