@@ -104,7 +104,10 @@ def test_no_walk_leaves_the_model(walked: Server) -> None:
     run_state_machine_as_test(
         SessionWalk,
         settings=settings(
-            max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck),
+            max_examples=25,
+            stateful_step_count=15,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
             print_blob=True,
         ),
     )
