@@ -114,23 +114,6 @@ def tolerates_expiry(request: web.Request) -> bool:
     return request.method == "HEAD" and request.path.startswith("/files/")
 
 
-async def json_body(request: web.Request) -> object:
-    """The body as JSON, {} when there is none. RequestError `invalid_json`, also for what UTF-8 cannot hold."""
-    raw = await request.read()
-    if not raw:
-        return {}
-    try:
-        value = json.loads(raw, parse_constant=_no_number)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could be neither stored nor hashed
-    except (ValueError, RecursionError) as error:
-        raise RequestError("invalid_json", "the body is not JSON") from error
-    return value
-
-
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no JSON number")  # RFC 8259 §6
-
-
 CACHED = {"Cache-Control": "private, no-cache"}
 
 

@@ -3,8 +3,8 @@
 from aiohttp import web
 
 from server.auth import principal_of
+from server.bodies import json_body
 from server.identifiers import parse_text_id
-from server.middleware import json_body
 from server.orders.service import OrderService
 
 PATH = "/api/v1/orders/{radiology_order_id}"

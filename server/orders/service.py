@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 from sqlalchemy import Connection
 
 from server.auth import Principal, Role
+from server.bodies import Body, parse
 from server.errors import RequestError
 from server.identifiers import OutsideId, parse_id, present
 from storage import audit, orders
@@ -22,10 +23,8 @@ def _moment(text: str) -> str:
 Short = Annotated[str, Field(max_length=64)]
 
 
-class OrderBody(BaseModel):
-    """What an EMR announces (contract §4). Unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+class OrderBody(Body):
+    """What an EMR announces (contract §4)."""
 
     visit_id: int | str | None = None
     patient_id: Short | None = None
@@ -71,12 +70,7 @@ class OrderService:
     async def put(self, order_id: OutsideId, value: object, who: Principal) -> tuple[bool, dict[str, Any]]:
         """Announce or replace an order: (whether it is new, the order). Needs the operator's role."""
         who.require(Role.OPERATOR)
-        try:
-            body = OrderBody.model_validate(value)
-        except ValidationError as error:
-            fault = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str")) or "body"
-            raise RequestError("invalid_field", f"{field}: {fault['msg']}", field=field) from error
+        body = parse(OrderBody, value)
         visit = parse_id(body.visit_id, "visit_id") if body.visit_id is not None else None
 
         def unit(tx: Connection) -> tuple[bool, OrderRecord]:

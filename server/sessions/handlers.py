@@ -8,9 +8,10 @@ from sqlalchemy import Connection
 
 from server.admission import Verdict
 from server.auth import principal_of
+from server.bodies import json_body, parse
 from server.errors import SESSION_FAILURES, RequestError
 from server.identifiers import parse_text_id
-from server.middleware import cached_json, json_body, problem_body, route_of
+from server.middleware import cached_json, problem_body, route_of
 from server.sessions import machine, schema
 from server.sessions.service import Caller, SessionService, View
 from storage.records import ImageRecord, SessionRecord, Status, UploadRecord
@@ -71,7 +72,7 @@ class SessionHandlers:
     async def create(self, request: web.Request) -> web.Response:
         """`create_session/`."""
         caller = caller_of(request)
-        body = schema.parse(schema.CreateSession, await json_body(request))
+        body = parse(schema.CreateSession, await json_body(request))
         status, created = await self._service.create(body, caller)
         answer = await self._json(request, created.session, duplicate=created.duplicate)
         if created.hint:
@@ -84,9 +85,9 @@ class SessionHandlers:
         """`batch/`: each creation is answered for itself, and confirmed when it brings its metadata."""
         caller = caller_of(request)
         results = []
-        for item in schema.parse(schema.Batch, await json_body(request)).sessions:
+        for item in parse(schema.Batch, await json_body(request)).sessions:
             try:
-                body = schema.parse(schema.CreateSession, item)
+                body = parse(schema.CreateSession, item)
                 status, created = await self._service.create(body, caller)
                 record = created.session
                 if body.metadata is not None and record.status is Status.QUEUED:
@@ -99,7 +100,7 @@ class SessionHandlers:
 
     async def upload_metadata(self, request: web.Request) -> web.Response:
         """`upload_metadata/`."""
-        body = schema.parse(schema.UploadMetadata, await json_body(request))
+        body = parse(schema.UploadMetadata, await json_body(request))
         record, replayed = await self._service.upload_metadata(
             request.match_info["session_id"], body.metadata, caller_of(request))
         return _answer({**await self._json(request, record), "replayed": replayed})
@@ -107,7 +108,7 @@ class SessionHandlers:
     async def upload_binary(self, request: web.Request) -> web.Response:
         """`upload_binary/`: hands out the upload; carries no bytes."""
         caller = caller_of(request)
-        body = schema.parse(schema.UploadBinary, await json_body(request))
+        body = parse(schema.UploadBinary, await json_body(request))
         session, upload = await self._service.upload_binary(request.match_info["session_id"], caller)
         view = await self._service.view_of(session, caller.who)
         if view.bytes_received == upload.length_bytes:
@@ -129,7 +130,7 @@ class SessionHandlers:
     async def acknowledge(self, request: web.Request) -> web.Response:
         """`acknowledge/`: only its 200 permits deletion."""
         caller = caller_of(request)
-        body = schema.parse(schema.Acknowledge, await json_body(request))
+        body = parse(schema.Acknowledge, await json_body(request))
         record, replayed = await self._service.acknowledge(request.match_info["session_id"], body, caller)
         device = str(body.device_id) if body.device_id is not None else None
         answer = await self._json(request, record, device=device)
@@ -137,18 +138,18 @@ class SessionHandlers:
 
     async def retry(self, request: web.Request) -> web.Response:
         """`retry/`."""
-        schema.parse(schema.Retry, await json_body(request))
+        parse(schema.Retry, await json_body(request))
         return _answer(await self._service.retry(request.match_info["session_id"], caller_of(request)))
 
     async def cancel(self, request: web.Request) -> web.Response:
         """`cancel/`."""
-        body = schema.parse(schema.Cancel, await json_body(request))
+        body = parse(schema.Cancel, await json_body(request))
         record = await self._service.cancel(request.match_info["session_id"], body, caller_of(request))
         return _answer(await self._json(request, record))
 
     async def report_failure(self, request: web.Request) -> web.Response:
         """`report_failure/`."""
-        body = schema.parse(schema.ReportFailure, await json_body(request))
+        body = parse(schema.ReportFailure, await json_body(request))
         record = await self._service.report_failure(request.match_info["session_id"], body, caller_of(request))
         return _answer(await self._json(request, record))
 

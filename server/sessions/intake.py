@@ -8,12 +8,13 @@ from sqlalchemy import Connection
 
 from server.admission import Admission, NewUpload, Verdict
 from server.auth import Principal, Role
+from server.bodies import parse
 from server.errors import AppError, RequestError, SessionFailure
 from server.identifiers import OutsideId, parse_text_id
 from server.sessions import creation, machine
 from server.sessions.completion import Completion
 from server.sessions.moves import fail, note
-from server.sessions.schema import CreateSession, NewSession, parse
+from server.sessions.schema import CreateSession, NewSession
 from storage import sessions, uploads
 from storage.blobs.base import Sealed, Span, boot_id, staging
 from storage.errors import NotFound

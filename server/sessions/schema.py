@@ -1,14 +1,14 @@
-"""What the session calls take and give: bodies parsed once at the edge, sessions as JSON."""
+"""What the session calls take and give: the fields of each body, and sessions as JSON."""
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
-from server.errors import RequestError
+from server.bodies import Body
 from server.identifiers import OutsideId, parse_id, present
 from server.sessions.machine import FOR_PEOPLE, STORED
 from storage.records import SessionRecord, Status
@@ -44,12 +44,6 @@ def _no_control(text: str) -> str:
 Metadata = Annotated[dict[str, Any], AfterValidator(_bounded)]
 Text = Annotated[str, AfterValidator(_no_control)]
 AnyId = int | str
-
-
-class Body(BaseModel):
-    """Unknown fields are refused: sessions are immutable, a typo could never be mended (contract §4)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class CreateSession(Body):
@@ -113,22 +107,6 @@ class Batch(Body):
     """`batch/`: up to 100 creations, each answered for itself."""
 
     sessions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=100)]
-
-
-Parsed = TypeVar("Parsed", bound=Body)
-
-
-def parse(model: type[Parsed], value: object) -> Parsed:
-    """`value` as `model`; RequestError naming the first field that is wrong."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str")) or "body"
-        if field == "checksum_sha256" and fault["type"] == "missing":
-            raise RequestError("checksum_required", "declare checksum_sha256, the SHA-256 of the whole file",
-                               field=field) from error
-        raise RequestError("invalid_field", f"{field}: {fault['msg']}", field=field) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,17 @@
 """What every Database must keep (storage.database.base), and what the triggers refuse; SQLite so far."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
 
 from storage import audit
-from storage.backends import migrate, open_store
+from storage.backends import open_store
 from storage.errors import Conflict, Refused, StorageError
 from storage.records import AuditEntry, timestamp
 from storage.store import Store
 from storage.triggers import create_triggers, missing_triggers, sqlite_triggers
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    migrate(tmp_path / "p.db")
-    opened = open_store(tmp_path / "p.db", tmp_path / "blobs")
-    yield opened
-    await opened.close()
 
 
 def entry(action: str = "test") -> AuditEntry:

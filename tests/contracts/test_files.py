@@ -13,21 +13,12 @@ from server.filing import Filed, Files, Origin
 from server.pacs.ingest import Ingester
 from server.pacs.render import Renderer
 from storage import instances, jobs, orders, uploads
-from storage.backends import migrate, open_store
 from storage.blobs.base import Sealed, staging
 from storage.records import Door
 from storage.store import Store
 from tests import builders
 
 ORIGIN = Origin(site="default", door=Door.TUS, actor="t", claims_dicom=True)
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    migrate(tmp_path / "p.db")
-    opened = open_store(tmp_path / "p.db", tmp_path / "blobs")
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

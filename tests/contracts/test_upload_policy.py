@@ -18,21 +18,12 @@ from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.receipts import open_signer
 from server.worker import Tasks
 from storage import sessions, uploads
-from storage.backends import migrate, open_store
 from storage.blobs.base import staging
 from storage.records import Status, UploadRecord, UploadState
 from storage.store import Store
 
 WHO = Principal("p", "default", Role.UPLOADER)
 CONTENT = b"a letter" * 10
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    migrate(tmp_path / "p.db")
-    opened = open_store(tmp_path / "p.db", tmp_path / "blobs")
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

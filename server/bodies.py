@@ -1,0 +1,48 @@
+"""JSON bodies, parsed once at the edge into models that cannot be wrong. Knows no feature's fields."""
+
+import json
+from typing import TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from server.errors import RequestError
+
+
+class Body(BaseModel):
+    """Unknown fields are refused: a typo in what can never be mended must be told (contract §4)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Parsed = TypeVar("Parsed", bound=Body)
+
+
+def parse(model: type[Parsed], value: object) -> Parsed:
+    """`value` as `model`; RequestError `invalid_field` or `checksum_required` naming the first field that is wrong."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str")) or "body"
+        if field == "checksum_sha256" and fault["type"] == "missing":
+            raise RequestError("checksum_required", "declare checksum_sha256, the SHA-256 of the whole file",
+                               field=field) from error
+        raise RequestError("invalid_field", f"{field}: {fault['msg']}", field=field) from error
+
+
+async def json_body(request: web.Request) -> object:
+    """The body as JSON, {} when there is none. RequestError `invalid_json`, also for what UTF-8 cannot hold."""
+    raw = await request.read()
+    if not raw:
+        return {}
+    try:
+        value = json.loads(raw, parse_constant=_no_number)
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could be neither stored nor hashed
+    except (ValueError, RecursionError) as error:
+        raise RequestError("invalid_json", "the body is not JSON") from error
+    return value
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")  # RFC 8259 §6
