@@ -21,13 +21,7 @@ def create_app(services: Services) -> web.Application:
     app = web.Application(
         client_max_size=MAX_JSON_BYTES,
         middlewares=[middleware.request_id, middleware.authenticated(services.authenticator)])
-    surface = _Surface(services)
-    app.add_routes([
-        *services.routes,
-        web.get("/healthz", surface.healthz), web.get("/readyz", surface.readyz),
-        web.get("/.well-known/jwks.json", surface.jwks), web.get("/problems/{code}", surface.problem),
-        web.get("/api/v1", surface.about), web.get("/api/v1/", surface.about),
-    ])
+    app.add_routes([*services.routes, *_Surface(services).routes()])
     return app
 
 
@@ -36,6 +30,13 @@ class _Surface:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+
+    def routes(self) -> list[web.RouteDef]:
+        """Its routes."""
+        return [
+            web.get("/healthz", self.healthz), web.get("/readyz", self.readyz),
+            web.get("/.well-known/jwks.json", self.jwks), web.get("/problems/{code}", self.problem),
+            web.get("/api/v1", self.about), web.get("/api/v1/", self.about)]
 
     async def healthz(self, _request: web.Request) -> web.Response:
         """Alive."""

@@ -58,7 +58,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     ingester = Ingester(
         store, renderer.same_content, destinations=destinations,
         accept_other=settings.uploads.accept_other == "keep")
-    completion = Completion(store, ingester, signer, tasks, settings.uploads.sync_wait_s)
+    completion = Completion(
+        store, ingester, signer, tasks, settings.uploads.sync_wait_s, on_stored=lambda: worker.wake("forward"))
     intake = Intake(store, completion, name_order, IntakeSettings(max_size_bytes, expires_after))
     locks = UploadLocks()
     uploads = Uploads(store, intake, locks, expires_after)

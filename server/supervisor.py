@@ -21,6 +21,8 @@ from storage.store import Store
 
 SWEEP_S = 60.0
 GRACE_S = 10.0
+LINGER_S = 2.0
+"""How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
 
 
 @asynccontextmanager
@@ -31,7 +33,8 @@ async def running(settings: Settings) -> AsyncIterator["Running"]:
             token_path, token = await first_token(services.store, settings.data_path)
             await services.store.write(jobs.release_all)
             await services.uploads.recover()
-            runner = web.AppRunner(create_app(services), access_log=None, shutdown_timeout=GRACE_S)
+            runner = web.AppRunner(create_app(services), access_log=None, shutdown_timeout=GRACE_S,
+                                   lingering_time=LINGER_S)
             await runner.setup()
             try:
                 http_port = await _listen(runner, settings)

@@ -131,7 +131,9 @@ class Worker:
     async def _run(self, kind: str) -> None:
         while not self._stopping:
             try:
-                held = await self._store.write(lambda tx: jobs.claim(tx, (kind,), self.LEASE_S))
+                held = None
+                if await self._store.read(lambda tx: jobs.is_due(tx, kind)):
+                    held = await self._store.write(lambda tx: jobs.claim(tx, (kind,), self.LEASE_S))
             except StorageError as error:
                 log.warning("worker.storage", kind=kind, reason=str(error))
                 held = None

@@ -42,6 +42,14 @@ def enqueue(tx: Connection, site: str, kind: str, subject: str, lease_s: float =
     return _job(tx.execute(select(job).where(job.c.kind == kind, job.c.subject == subject)).one())
 
 
+def is_due(tx: Connection, kind: str) -> bool:
+    """Whether a job of that kind waits to be claimed: asked before `claim`, for reading takes no lock."""
+    moment = timestamp()
+    return tx.execute(select(job.c.job_id).where(job.c.kind == kind, or_(
+        (job.c.state == JobState.WAITING) & (job.c.run_after <= moment),
+        (job.c.state == JobState.RUNNING) & (job.c.lease_until < moment))).limit(1)).first() is not None
+
+
 def claim(tx: Connection, kinds: tuple[str, ...], lease_s: float) -> JobRecord | None:
     """Take the job that is due longest, or one whose holder's lease ran out."""
     moment = now()

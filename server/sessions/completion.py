@@ -1,6 +1,7 @@
 """Turns a finished upload into a stored image: facts before action, exactly once, and again after a crash."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 from sqlalchemy import Connection
@@ -32,13 +33,15 @@ class Completion:
     """The end of an upload: sealed bytes, rows, verdict, receipt."""
 
     def __init__(
-        self, store: Store, files: Files, signer: receipts.Signer, tasks: Tasks, sync_wait_s: float
+        self, store: Store, files: Files, signer: receipts.Signer, tasks: Tasks, sync_wait_s: float,
+        on_stored: Callable[[], None],
     ) -> None:
         self._store = store
         self._files = files
         self._signer = signer
         self._tasks = tasks
         self._sync_wait_s = sync_wait_s
+        self._on_stored = on_stored
 
     async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None) -> Verdict | None:
         """Every byte is held: note it and file the content; None when that takes longer than `sync_wait_s`."""
@@ -50,7 +53,9 @@ class Completion:
                 present = self._finish(tx, upload, sealed, peer)
                 return self._file(tx, present, inspected)
 
-            return await self._store.write(at_once)
+            verdict = await self._store.write(at_once)
+            self._on_stored()
+            return verdict
         if upload.state is UploadState.OPEN:
 
             def finish(tx: Connection) -> JobRecord:
@@ -87,7 +92,9 @@ class Completion:
             present = sessions.get(tx, upload.site, upload.session_id)
             return _known_verdict(present) or self._file(tx, present, inspected)
 
-        return await self._store.write(unit)
+        verdict = await self._store.write(unit)
+        self._on_stored()
+        return verdict
 
     async def _inspect(self, record: SessionRecord, sha256: Sha256, size_bytes: int) -> Inspection | SessionFailure:
         try:

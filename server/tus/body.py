@@ -17,6 +17,10 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 SEGMENT_S = 5.0
 
 
+class _Stopped(TimeoutError):
+    """A newer request took the upload over. A TimeoutError, on which aiohttp ends its reading of the rest quietly."""
+
+
 class UploadBody:
     """The body of one PATCH or POST, at most `limit` bytes of it. `bytes_read` counts what was given out."""
 
@@ -34,7 +38,7 @@ class UploadBody:
     def stop(self) -> None:
         """Make the reader leave now: a newcomer has taken the upload over."""
         if not self.ended and self._lost is None:
-            self._content.set_exception(RequestError("upload_stopped"))
+            self._content.set_exception(_Stopped())
 
     async def segment(self) -> AsyncGenerator[bytes, None]:
         """Chunks up to the next point at which bytes must be made durable (contract §2), or the body's end.
@@ -62,13 +66,13 @@ class UploadBody:
         try:
             async with asyncio.timeout_at(self._window_ends):
                 chunk = await self._content.readany()
+        except _Stopped:
+            self._lost = RequestError("upload_stopped")
         except TimeoutError:
             if self._window_bytes < FLOOR_BYTES_PER_S * self._window_s:
                 self._lost = RequestError("read_timeout")
             self._window_ends, self._window_bytes = self._loop.time() + self._window_s, 0
             return await self._next()
-        except RequestError as stopped:
-            self._lost = stopped
         except (ConnectionResetError, ClientConnectionError, web.RequestPayloadError, RuntimeError, OSError):
             self._lost = RequestError("upload_interrupted")
         else:

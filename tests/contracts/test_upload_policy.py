@@ -30,7 +30,7 @@ CONTENT = b"a letter" * 10
 async def policy(store: Store, tmp_path: Path) -> AsyncIterator[UploadPolicy]:
     async with Tasks() as tasks:
         ingester = Ingester(store, Renderer().same_content)
-        completion = Completion(store, ingester, open_signer(tmp_path / "keys"), tasks, 5.0)
+        completion = Completion(store, ingester, open_signer(tmp_path / "keys"), tasks, 5.0, on_stored=lambda: None)
         yield Intake(store, completion, name_order, IntakeSettings(1000, timedelta(days=1)))
         tasks.cancel()
 

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pynetdicom import AE, _config
 from server.pacs.dicom import read_header
 from tests import builders
 from tests.dcmtk import complaint, status_of, storescu
+from tests.proxy import CuttingProxy
 from tests.samples import table
 from tests.server import Server, create, patch, upload_url
 from tests.support import require_peer
@@ -152,4 +154,36 @@ def test_the_same_object_in_another_lossless_encoding_is_a_duplicate(server: Ser
     for row in sessions:  # each ACK reads back the bytes of its own session
         answer = server.api("POST", f"/upload-sessions/{row['session_id']}/acknowledge/", {"server_image_id": 1})
         assert answer.json()["safe_to_delete_local"] is True
+    assert server.command("fsck").returncode == 0
+
+
+@pytest.mark.parametrize("pause_s", [0.1, 0.3, 0.6])
+def test_success_that_was_said_while_the_server_stopped_is_kept(server: Server, tmp_path: Path, pause_s: float) -> None:
+    large = builders.ct(tmp_path / "large.dcm", rows=1000, columns=1000, frames=50)
+    syntax = read_header(large).transfer_syntax_uid
+    answers: list[int | None] = []
+    sender = threading.Thread(target=lambda: answers.append(status_of(storescu(server.dicom_port, large, syntax))))
+    sender.start()
+    sender.join(pause_s)
+    assert server.stop() == 0
+    sender.join(60)
+    server.restart()
+    if answers == [0]:  # without an answer either is right: the sender keeps its copy
+        assert server.api("GET", "/images/1/").status_code == 200
+    assert list((server.folder / "data" / "spool").iterdir()) == []
+    assert server.command("fsck").returncode == 0
+
+
+def test_an_association_that_ends_inside_an_object_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
+    proxy = CuttingProxy(server.dicom_port, [200_000])
+    path = builders.ct(tmp_path / "a.dcm", rows=500, columns=500)
+    try:
+        assert status_of(storescu(proxy.port, path, read_header(path).transfer_syntax_uid)) is None
+        assert proxy.cut_count == 1
+    finally:
+        proxy.close()
+    assert status_of(storescu(server.dicom_port, path, read_header(path).transfer_syntax_uid)) == 0
+    server.stop()
+    server.restart()
+    assert list((server.folder / "data" / "spool").iterdir()) == []
     assert server.command("fsck").returncode == 0

@@ -8,8 +8,12 @@ import pytest
 from pydantic import BaseModel
 
 from server import config
+from server.app import _Surface
 from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES
+from server.orders.handlers import OrderHandlers
+from server.pacs.handlers import ImageHandlers
 from server.sessions.handlers import SessionHandlers
+from server.tus.handlers import TusHandlers
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "config.example.toml").read_text()
@@ -82,6 +86,17 @@ def test_every_session_call_is_documented() -> None:
     for route in handlers.routes():
         last = route.path.rstrip("/").rsplit("/", 1)[1]
         assert last in page, route.path
+
+
+def test_every_route_is_documented() -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    surface = _Surface.__new__(_Surface)
+    handlers = (TusHandlers, SessionHandlers, ImageHandlers, OrderHandlers)
+    routes = [route for one in handlers for route in one.__new__(one).routes()] + surface.routes()
+    for route in routes:
+        path = route.path.rstrip("/").replace("/visits/{visit_id}/radiology", "")
+        head, _, last = path.rpartition("/")
+        assert f"{route.method} {path}`" in page or (head in page and f"`/{last}`" in page), path
 
 
 def test_every_command_is_documented() -> None:

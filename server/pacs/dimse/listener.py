@@ -27,6 +27,7 @@ from server.pacs.dimse.statuses import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCC
 log = structlog.get_logger()
 MAX_PDU_BYTES = 128 * 1024
 RECEIVE_TIMEOUT_S = 120.0
+LAST_ANSWER_S = 1.0
 COMMENT_CHARACTERS = 64
 """(0000,0902) Error Comment is an LO (PS3.7 §E.1)."""
 
@@ -140,13 +141,9 @@ class DicomListener:
             while self._running and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
         # the last answer leaves the association's own thread a moment after its store returned
+        deadline = time.monotonic() + LAST_ANSWER_S
         while self._server.active_associations and time.monotonic() < deadline:
-            if not any(association.is_established for association in self._server.active_associations):
-                return
-            time.sleep(0.05)
-            if not self._running:
-                time.sleep(0.1)
-                return
+            time.sleep(0.02)
 
     def _opened(self, event: Any) -> None:
         event.assoc.dul.socket.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
