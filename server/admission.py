@@ -56,7 +56,10 @@ class UploadPolicy(Protocol):
         ...
 
     async def failed(self, upload: UploadRecord, failure: SessionFailure) -> None:
-        """The session fails; where §2 says so the upload is gone for good, in the same transaction."""
+        """The session fails; where §2 says so the upload is gone for good, in the same transaction.
+
+        Nothing happens when the upload has finished or gone since `upload` was read.
+        """
         ...
 
     async def terminated(self, upload: UploadRecord, who: Principal) -> None:

@@ -150,17 +150,23 @@ class Intake:
     # --- the end of an upload -----------------------------------------------------------------------
 
     async def failed(self, upload: UploadRecord, failure: SessionFailure) -> None:
-        """Session FAILED and, where §2 says so, the upload gone: one transaction; then its bytes are freed."""
+        """Session FAILED and, where §2 says so, the upload gone: one transaction; then its bytes are freed.
 
-        def unit(tx: Connection) -> None:
+        An upload that has finished or gone meanwhile is left as it is: its bytes are no longer at stake.
+        """
+
+        def unit(tx: Connection) -> bool:
+            if uploads.get(tx, upload.upload_id).state is not UploadState.OPEN:
+                return False
             record = sessions.get(tx, upload.site, upload.session_id)
             if record.status in machine.ACTIVE:
                 fail(tx, record, failure, "server")
             elif not machine.keeps_upload(failure.code):
                 uploads.end(tx, upload.upload_id, failure.code)
+            return True
 
-        await self._store.write(unit)
-        if not machine.keeps_upload(failure.code) and failure.code != "STAGING_LOST":
+        failed = await self._store.write(unit)
+        if failed and not machine.keeps_upload(failure.code) and failure.code != "STAGING_LOST":
             await self._store.blobs.delete(staging(upload.site, upload.upload_id))
 
     async def terminated(self, upload: UploadRecord, who: Principal) -> None:

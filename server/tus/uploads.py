@@ -187,6 +187,10 @@ class Uploads:
         except NotFound:
             size = -1
         if size < upload.offset_bytes:
+            present = await self._again(upload)
+            if present.state is not UploadState.OPEN:
+                # it ended since its row was read: staged bytes go only after the row says so
+                return await self.offset(present)
             await self._lose(upload, SessionFailure("STAGING_LOST"))
         if upload.boot_id == boot_id() or size == upload.offset_bytes:
             return size
@@ -197,7 +201,8 @@ class Uploads:
     async def _lose(self, upload: UploadRecord, failure: SessionFailure) -> None:
         """End the upload for good and say so. Always raises RequestError `gone`."""
         await self._policy.failed(upload, failure)
-        raise RequestError("gone", failure.title, session_id=upload.session_id, error_code=failure.code)
+        refusal = await self._policy.refusal(await self._again(upload))
+        raise refusal or RequestError("gone", failure.title, session_id=upload.session_id)
 
     async def _again(self, upload: UploadRecord) -> UploadRecord:
         return await self._store.read(lambda tx: uploads.get(tx, upload.upload_id))

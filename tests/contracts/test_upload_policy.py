@@ -89,6 +89,9 @@ async def test_a_finish_is_told_once_and_the_same_again(store: Store, policy: Up
     second = await policy.finished(await again(store, upload), blob, None)
     assert first == second and first is not None and first.status is Status.SYNCED
     assert (await again(store, upload)).state is UploadState.FINISHED
+    await policy.failed(upload, SessionFailure("STAGING_LOST"))  # said by one who read the row before the finish
+    assert (await again(store, upload)).state is UploadState.FINISHED
+    assert await status(store, upload) is Status.SYNCED
 
 
 @pytest.mark.parametrize(
