@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from server.sessions.schema import (
 )
 from storage import audit, instances, sessions, uploads
 from storage.blobs.base import staging
+from storage.errors import NotFound
 from storage.records import AuditEntry, ImageRecord, SessionRecord, Status, UploadRecord, UploadState, now, timestamp
 from storage.store import Store
 
@@ -193,7 +195,8 @@ class SessionService:
         if live is not None:
             received = live.offset_bytes
             if live.state is UploadState.OPEN:
-                received = max(received, await self._store.blobs.size(staging(live.site, live.upload_id)))
+                with suppress(NotFound):  # it may end between the two looks: then its row is right
+                    received = max(received, await self._store.blobs.size(staging(live.site, live.upload_id)))
         return View(record, received, images, safe, owner=record.principal == who.name)
 
     async def receipt(self, session_id: str, caller: Caller) -> str:
