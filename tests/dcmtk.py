@@ -1,6 +1,7 @@
 """DCMTK's programs as peers: storescu with the right proposal, storescp as a sink whose log is kept."""
 
 import re
+import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -94,8 +95,17 @@ class Sink:
                 stderr=log,
                 env={"TCP_NODELAY": "1", "PATH": "/usr/bin:/bin"},
             )
-        time.sleep(0.2)  # storescp says nothing when it listens
+        deadline = time.monotonic() + 10
+        while not self._listens():  # storescp says nothing when it listens
+            assert time.monotonic() < deadline, "storescp does not listen"
         return self
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def stop(self) -> None:
         """End it."""

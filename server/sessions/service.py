@@ -164,15 +164,21 @@ class SessionService:
         return await self._abort(session_id, SessionFailure(body.error_code, body.error_message or ""), caller)
 
     async def _abort(self, session_id: str, failure: SessionFailure, caller: Caller) -> SessionRecord:
-        def unit(tx: Connection) -> tuple[SessionRecord, UploadRecord | None]:
+        def unit(tx: Connection) -> UploadRecord | None:
             record = self._own(tx, session_id, caller)
             live = uploads.live(tx, record.session_id)
-            return fail(tx, record, failure, caller.who.name, caller.peer), live
 
-        record, live = await self._refusals_audited(session_id, caller, unit)
+            def once(tx: Connection) -> dict[str, Any]:
+                fail(tx, record, failure, caller.who.name, caller.peer)
+                return {}
+
+            _once(tx, caller, {"session_id": session_id, "error_code": failure.code}, once)
+            return live
+
+        live = await self._refusals_audited(session_id, caller, unit)
         if live is not None and not machine.keeps_upload(failure.code):
             await self._store.blobs.delete(staging(live.site, live.upload_id))
-        return record
+        return await self._store.read(lambda tx: self._own(tx, session_id, caller))
 
     async def view(self, session_id: str, caller: Caller, device: str | None = None) -> View:
         """A session as `caller` may see it."""

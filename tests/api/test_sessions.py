@@ -89,6 +89,15 @@ def test_a_lost_answer_to_retry_burns_no_retry(shared_server: Server, content: b
     assert one["retry_count"] == two["retry_count"] == 1 and two["replayed"] is True
 
 
+def test_a_lost_answer_to_cancel_can_be_asked_for_again(shared_server: Server, content: bytes) -> None:
+    session, key = create(shared_server, content), str(uuid.uuid4())
+    for _ in range(2):
+        answer = call(shared_server, session, "cancel", {"reason": "wrong file"}, Idempotency_Key=key)
+        assert (answer.status_code, answer.json()["error_code"]) == (200, "CLIENT_ABORTED")
+    other = call(shared_server, create(shared_server, content + b"x"), "cancel", {"reason": "x"}, Idempotency_Key=key)
+    assert other.json()["code"] == "idempotency_key_reused"
+
+
 def test_a_hopeless_session_is_superseded(shared_server: Server, content: bytes) -> None:
     session = create(shared_server, content)
     call(shared_server, session, "cancel", {"reason": "wrong order"})
@@ -156,7 +165,7 @@ def test_damage_on_the_disk_is_found_before_anybody_deletes_and_a_resend_repairs
 ) -> None:
     session = stored(server, content)
     blob = next(Path(server.folder, "data/blobs/sealed").rglob(sha256(content)))
-    blob.write_bytes(b"X" + content[1:])
+    blob.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     answer = call(server, session, "acknowledge", {"server_image_id": session["server_image_id"]})
     assert (answer.status_code, answer.json()["code"]) == (503, "readback_failed")
     assert server.api("GET", f"{ROOT}/{session['session_id']}/").json()["safe_to_delete_local"] is False

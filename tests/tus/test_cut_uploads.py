@@ -75,7 +75,7 @@ def half_sent(server: Server, url: str, content: bytes, count: int, offset: int 
     def slowly() -> None:
         def body() -> object:
             yield content[:count]
-            time.sleep(20)  # silence on an open socket is the case under test
+            threading.Event().wait(20)  # silence on an open socket is the case under test
 
         try:
             patch(server, url, body(), offset)  # type: ignore[arg-type]  # requests takes a generator
