@@ -4,6 +4,8 @@ Environment: `PACKHORSE__HTTP__PORT=8080` overrides `port` in `[http]`. Paths ar
 """
 
 import ipaddress
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +36,7 @@ def _network(text: str) -> str:
 
 
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Host = Annotated[str, Field(min_length=1)]
 Network = Annotated[str, AfterValidator(_network)]
 
 
@@ -46,7 +49,7 @@ class Section(BaseModel):
 class Http(Section):
     """`[http]`: where clients come in."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8080
     public_url: str = ""
     trusted_proxies: list[Network] = []
@@ -59,7 +62,7 @@ class DicomPeer(Section):
     """`[[dicom.peers]]`: who may call."""
 
     ae_title: AeTitle
-    host: str
+    host: Host
     port: Port = 104
     allow_from: list[Network] = []
 
@@ -68,7 +71,7 @@ class Dicom(Section):
     """`[dicom]`: the DICOM listener."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 11112
     ae_title: AeTitle = "PACKHORSE"
     check_called_ae_title: bool = False
@@ -94,7 +97,7 @@ class Uploads(Section):
     """`[uploads]`: limits of what comes in."""
 
     max_size_bytes: Annotated[int, Field(gt=0)] = 107_374_182_400
-    expires_after_days: Annotated[float, Field(gt=0)] = 30
+    expires_after_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     accept_other: Literal["keep", "refuse"] = "keep"
     sync_wait_s: Annotated[float, Field(gt=0, le=60)] = 5.0
 
@@ -105,7 +108,7 @@ class ForwardDestination(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     kind: Literal["dicom", "stow", "packhorse"] = "dicom"
     ae_title: AeTitle
-    host: str
+    host: Host
     port: Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -118,7 +121,7 @@ class ForwardRule(Section):
 class Forward(Section):
     """`[forward]`."""
 
-    first_retry_s: Annotated[float, Field(gt=0)] = 5.0
+    first_retry_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     destinations: list[ForwardDestination] = []
     rules: list[ForwardRule] = []
 
@@ -183,6 +186,7 @@ def load(config_file: Path | None = None) -> Settings:
 
     ConfigurationError names the key that is wrong.
     """
+    _check_environment()
     path = config_file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     values = _read(path) if path is not None else {}
     try:
@@ -199,9 +203,17 @@ def load(config_file: Path | None = None) -> Settings:
     return settings
 
 
+def _check_environment() -> None:
+    """A misspelt override must not be passed over in silence."""
+    prefix = Settings.model_config["env_prefix"]
+    for name in os.environ:
+        if name.upper().startswith(prefix) and name[len(prefix):].split("__")[0].lower() not in Settings.model_fields:
+            raise ConfigurationError(f"environment: {name} names no table of the configuration")
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"--config: there is no file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -223,17 +235,17 @@ def _check(settings: Settings) -> None:
     for key, is_used in not_landed.items():
         if is_used:
             raise ConfigurationError(f"{key}: this value needs a part that has not landed yet")
-    if not storage.database.startswith("sqlite:///"):
-        raise ConfigurationError("storage.database: must start with sqlite:///")
-    if not storage.blobs.startswith("file:"):
-        raise ConfigurationError("storage.blobs: must start with file:")
+    if not re.fullmatch(r"sqlite:///[^:?#]+", storage.database):
+        raise ConfigurationError("storage.database: must be sqlite:/// and the path of a file")
+    if not re.fullmatch(r"file:(?!//).+", storage.blobs):
+        raise ConfigurationError("storage.blobs: must be file: and the path of a folder")
     if settings.auth.mode == "none":
         for key, host in (("http.host", http.host), ("dicom.host", settings.dicom.host)):
             if not is_loopback(host):
                 raise ConfigurationError(
                     f"auth.mode: \"none\" lets everybody in, so it is taken on loopback only, and {key} is {host}")
-    if http.public_url and not http.public_url.startswith(("http://", "https://")):
-        raise ConfigurationError("http.public_url: must start with http:// or https://")
+    if http.public_url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", http.public_url):
+        raise ConfigurationError("http.public_url: must be http:// or https:// and a host")
     names = [one.name for one in settings.forward.destinations]
     if len(set(names)) < len(names):
         raise ConfigurationError("forward.destinations: a name is given twice")

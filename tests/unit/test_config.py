@@ -37,6 +37,14 @@ BAD = [
     ),
     ("[uploads]\nmax_size_bytes = 0", "uploads.max_size_bytes"),
     ("not toml", "packhorse.toml"),
+    ("[http]\nhost = ''", "http.host"),
+    ("[http]\npublic_url = 'http://'", "http.public_url"),
+    ("[storage]\ndatabase = 'sqlite:///'", "storage.database"),
+    ("[storage]\ndatabase = 'sqlite:///:memory:'", "storage.database"),
+    ("[storage]\nblobs = 'file:'", "storage.blobs"),
+    ("[storage]\nblobs = 'file://data'", "storage.blobs"),
+    ("[uploads]\nexpires_after_days = inf", "uploads.expires_after_days"),
+    ("[forward]\nfirst_retry_s = inf", "forward.first_retry_s"),
 ]
 
 
@@ -72,6 +80,8 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     answer = run(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="9123")
     assert "127.0.0.1:9123" in answer.stdout
     assert run(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="x").returncode == 2
+    misspelt = run(tmp_path, "config", "check", PACKHORSE__HTP__PORT="9123")
+    assert misspelt.returncode == 2 and "PACKHORSE__HTP__PORT" in misspelt.stderr
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
