@@ -4,13 +4,14 @@ Environment: `PACKHORSE__HTTP__PORT=8080` overrides `port` in `[http]`. Paths ar
 """
 
 import ipaddress
+import json
 import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -105,11 +106,21 @@ class Uploads(Section):
 class ForwardDestination(Section):
     """`[[forward.destinations]]`: a node that images are sent on to."""
 
+    kind: str = "dicom"  # first, so that its refusal is told before that of another kind's fields
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    kind: Literal["dicom", "stow", "packhorse"] = "dicom"
     ae_title: AeTitle
     host: Host
     port: Annotated[int, Field(ge=1, le=65535)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _landed(cls, values: Any) -> Any:  # what TOML gave, not yet checked
+        kind = values.get("kind", "dicom") if isinstance(values, dict) else "dicom"
+        if kind in ("stow", "packhorse"):
+            raise ValueError(f"kind {kind} needs a part that has not landed yet")
+        if kind != "dicom":
+            raise ValueError(f"kind {kind} does not exist: it is dicom, stow or packhorse")
+        return values
 
 
 class ForwardRule(Section):
@@ -157,7 +168,7 @@ class Settings(BaseSettings):
     @property
     def blobs_path(self) -> Path:
         """The folder of the blobs."""
-        return self._base / self.storage.blobs.removeprefix("file:")
+        return self._base / self.storage.blobs.removeprefix("file:").removeprefix("//")
 
     @property
     def data_path(self) -> Path:
@@ -194,10 +205,10 @@ def load(config_file: Path | None = None) -> Settings:
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in fault["loc"])
-        why = "there is no such setting" if fault["type"] == "extra_forbidden" else fault["msg"]
+        why = "there is no such setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"{key}: {why}") from error
     except SettingsError as error:
-        raise ConfigurationError(f"environment: {error}") from error
+        raise ConfigurationError(f"environment: {_unreadable_variable()} must be written as JSON") from error
     settings._base = path.resolve().parent if path is not None else Path.cwd()
     _check(settings)
     return settings
@@ -209,6 +220,24 @@ def _check_environment() -> None:
     for name in os.environ:
         if name.upper().startswith(prefix) and name[len(prefix):].split("__")[0].lower() not in Settings.model_fields:
             raise ConfigurationError(f"environment: {name} names no table of the configuration")
+
+
+def _unreadable_variable() -> str:
+    """The variable that holds a list or a table and is no JSON."""
+    prefix = Settings.model_config["env_prefix"]
+    for name, value in os.environ.items():
+        section, _, key = name[len(prefix):].lower().partition("__")
+        if not name.upper().startswith(prefix) or section not in Settings.model_fields:
+            continue
+        model = Settings.model_fields[section].annotation
+        fields = model.model_fields if isinstance(model, type) and issubclass(model, Section) else {}
+        if key and (key not in fields or get_origin(fields[key].annotation) is not list):
+            continue
+        try:
+            json.loads(value)
+        except ValueError:
+            return name
+    return "a list or a table"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -230,17 +259,17 @@ def _check(settings: Settings) -> None:
         "http.tls_cert": bool(http.tls_cert), "http.tls_key": bool(http.tls_key), "webhooks": bool(settings.webhooks),
         "storage.keep": storage.keep != "forever",
         "storage.database": storage.database.startswith("postgresql"), "storage.blobs": storage.blobs.startswith("s3:"),
-        "forward.destinations": any(one.kind != "dicom" for one in settings.forward.destinations),
     }
     for key, is_used in not_landed.items():
         if is_used:
             raise ConfigurationError(f"{key}: this value needs a part that has not landed yet")
     if not re.fullmatch(r"sqlite:///[^:?#]+", storage.database):
         raise ConfigurationError("storage.database: must be sqlite:/// and the path of a file")
-    if not re.fullmatch(r"file:(?!//).+", storage.blobs):
+    if not re.fullmatch(r"file:(///|(?!//)).+", storage.blobs):
         raise ConfigurationError("storage.blobs: must be file: and the path of a folder")
     if settings.auth.mode == "none":
-        for key, host in (("http.host", http.host), ("dicom.host", settings.dicom.host)):
+        listening = {"http.host": http.host} | ({"dicom.host": settings.dicom.host} if settings.dicom.enabled else {})
+        for key, host in listening.items():
             if not is_loopback(host):
                 raise ConfigurationError(
                     f"auth.mode: \"none\" lets everybody in, so it is taken on loopback only, and {key} is {host}")

@@ -58,6 +58,46 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, key: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_kind_of_destination_that_has_not_landed_is_said_so_whatever_its_fields(tmp_path: Path) -> None:
+    path = tmp_path / "packhorse.toml"
+    path.write_text("[[forward.destinations]]\nname = 'a'\nkind = 'stow'\nurl = 'https://x'")
+    with pytest.raises(ConfigurationError, match=r"forward\.destinations\.0: kind .*has not landed"):
+        config.load(path)
+
+
+def test_without_auth_a_listener_that_is_off_is_not_asked_for_its_address(tmp_path: Path) -> None:
+    path = tmp_path / "packhorse.toml"
+    path.write_text("[auth]\nmode = 'none'\n[dicom]\nenabled = false\nhost = '0.0.0.0'")
+    assert config.load(path).auth.mode == "none"
+
+
+def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path) -> None:
+    path = tmp_path / "packhorse.toml"
+    path.write_text("\ufeff[storage]\ndatabase = 'sqlite:///a/b.db'\nblobs = 'file:///srv/blobs'")  # with a BOM
+    settings = config.load(path)
+    assert settings.database_path == tmp_path / "a/b.db" and settings.data_path == tmp_path / "a"
+    assert settings.blobs_path == Path("/srv/blobs")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key"),
+    [
+        ("PACKHORSE__HTP__PORT", "1", "PACKHORSE__HTP__PORT"),
+        ("PACKHORSE__HTTP__PROT", "1", "http.prot"),
+        ("PACKHORSE__HTTP__PORT", "", "http.port"),
+        ("PACKHORSE__HTTP__CORS_ORIGINS", "https://x", "PACKHORSE__HTTP__CORS_ORIGINS"),
+    ],
+)
+def test_a_bad_variable_of_the_environment_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as refusal:
+        config.load()
+    assert key in refusal.value.detail and "\n" not in refusal.value.detail
+
+
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "server", *words],
