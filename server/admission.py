@@ -1,8 +1,10 @@
 """The seam between the upload protocols and the sessions: values and one Protocol, no behaviour."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+from sqlalchemy import Connection
 
 from server.auth import Principal
 from server.errors import AppError, SessionFailure
@@ -12,12 +14,22 @@ from storage.records import Status, UploadRecord
 
 @dataclass(frozen=True, slots=True)
 class NewUpload:
-    """An upload that a client asks for; `metadata` are the untrusted bytes of Upload-Metadata."""
+    """An upload that a client asks for; `metadata` are the untrusted bytes of Upload-Metadata.
 
-    length_bytes: int
+    `length_bytes` counts the bytes on the wire, None while it is deferred. `upload_concat` is that header as it came,
+    with `part_ids` for a final one. `content_encoding`: the wire carries a compressed representation of the file.
+    `checksum_sha256` (hex) and `repr_digest` (`algorithm:hex`) are what a Repr-Digest declared.
+    """
+
+    length_bytes: int | None
     metadata: Mapping[str, bytes]
     raw_metadata: str
     peer: str | None
+    upload_concat: str | None = None
+    part_ids: tuple[str, ...] = ()
+    content_encoding: str | None = None
+    checksum_sha256: str | None = None
+    repr_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,15 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What the sessions say of an upload: why it answers 410 (None: it is alive), and what its file must be."""
+
+    refusal: AppError | None
+    checksum_sha256: str | None = None
+    file_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What became of a finished upload: SYNCED, or FAILED and why."""
 
@@ -36,23 +57,36 @@ class Verdict:
     failure: SessionFailure | None = None
 
 
+Unit = Callable[[Connection], None]
+
+
 class UploadPolicy(Protocol):
-    """Asked by the upload protocols, answered by the sessions. Raises AppError only."""
+    """Asked by the upload protocols, answered by the sessions. Raises AppError only.
+
+    Methods that take a Connection are units of work, which the caller runs.
+    """
 
     async def admit(self, new: NewUpload, who: Principal) -> Admission:
-        """Make or find session, upload row and staged blob, in one transaction. RequestError."""
+        """Make or find session and upload row, in one transaction. RequestError."""
         ...
 
-    async def authorize(self, upload: UploadRecord, who: Principal, *, reading: bool) -> None:
+    def authorize(self, tx: Connection, upload: UploadRecord, who: Principal, *, reading: bool) -> None:
         """RequestError `not_found` or `forbidden` unless `who` may read, or write, this upload."""
         ...
 
-    async def expected_sha256(self, upload: UploadRecord) -> str | None:
-        """The SHA-256 that the whole must have; None when the client declared none."""
+    def standing(self, tx: Connection, upload: UploadRecord) -> Standing:
+        """How the upload stands."""
         ...
 
-    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None) -> Verdict | None:
-        """Note the finish and file the content. None when the verdict takes longer. Idempotent."""
+    def sized(self, tx: Connection, upload: UploadRecord, length_bytes: int) -> None:
+        """The length that was deferred is known now. RequestError `file_too_large`; Conflict when it has another."""
+        ...
+
+    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None, first: Unit) -> Verdict | None:
+        """Note the finish and file the content. None when the verdict takes longer. Idempotent.
+
+        `first` runs in the transaction that notes the finish of an open upload, before it.
+        """
         ...
 
     async def failed(self, upload: UploadRecord, failure: SessionFailure) -> None:
@@ -64,8 +98,4 @@ class UploadPolicy(Protocol):
 
     async def terminated(self, upload: UploadRecord, who: Principal) -> None:
         """The client sent DELETE: the URL is gone; an unfinished session is CLIENT_ABORTED."""
-        ...
-
-    async def refusal(self, upload: UploadRecord) -> AppError | None:
-        """Why this upload answers 410: it is gone, or its session FAILED. None when it is alive."""
         ...

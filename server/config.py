@@ -100,6 +100,12 @@ class Uploads(Section):
     max_size_bytes: Annotated[int, Field(gt=0)] = 107_374_182_400
     expires_after_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     accept_other: Literal["keep", "refuse"] = "keep"
+    reserve_bytes: Annotated[int, Field(ge=0)] = 268_435_456
+    max_open_per_principal: Annotated[int, Field(gt=0)] = 10_000
+    max_staged_bytes_per_principal: Annotated[int, Field(gt=0)] = 1_099_511_627_776
+    header_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
+    progress_floor_bytes_per_s: Annotated[int, Field(ge=0)] = 256
+    progress_window_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     sync_wait_s: Annotated[float, Field(gt=0, le=60)] = 5.0
 
 
@@ -205,7 +211,8 @@ def load(config_file: Path | None = None) -> Settings:
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in fault["loc"])
-        why = "there is no such setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+        why = fault["msg"].removeprefix("Value error, ")
+        why = "there is no such setting" if fault["type"] == "extra_forbidden" else why
         raise ConfigurationError(f"{key}: {why}") from error
     except SettingsError as error:
         raise ConfigurationError(f"environment: {_unreadable_variable()} must be written as JSON") from error

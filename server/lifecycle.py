@@ -49,7 +49,7 @@ async def open_services(settings: Settings) -> AsyncIterator[tuple[Services, Tas
     copy = migrate(settings.database_path)
     if copy is not None:
         log.info("database.migrated", copy=str(copy))
-    store = open_store(settings.database_path, settings.blobs_path)
+    store = open_store(settings.database_path, settings.blobs_path, settings.uploads.reserve_bytes)
     try:
         signer = open_signer(settings.data_path / "keys")
         await store.write(lambda tx: tokens.add_key(tx, signer.kid, DEFAULT_SITE, signer.public_jwk()))

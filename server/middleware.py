@@ -50,9 +50,13 @@ def problem_body(error: AppError) -> dict[str, object]:
     }
 
 
-def problem(error: AppError, headers: dict[str, str] | None = None) -> web.Response:
-    """An error as application/problem+json (RFC 9457 §3)."""
-    response = web.json_response(problem_body(error), status=error.status, content_type="application/problem+json")
+def problem(
+    error: AppError, headers: dict[str, str] | None = None, *, status: int | None = None, **members: object
+) -> web.Response:
+    """An error as application/problem+json (RFC 9457 §3); `status` and `members` where a protocol has its own."""
+    status = status or error.status
+    response = web.json_response(
+        {**problem_body(error), "status": status, **members}, status=status, content_type="application/problem+json")
     response.headers["Cache-Control"] = "no-store"
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"

@@ -25,8 +25,13 @@ from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.readback import Readback
 from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
+from server.tus.body import Pace
+from server.tus.expiry import ExpirySweeper
 from server.tus.handlers import TusHandlers
-from server.tus.locks import UploadLocks
+from server.tus.links import Links
+from server.tus.locks import MachineLocks, UploadLocks
+from server.tus.resource import FilesResource
+from server.tus.rufh_handlers import RufhHandlers
 from server.tus.uploads import Uploads
 from server.worker import Backoff, Tasks, Worker
 from storage.store import Store
@@ -41,6 +46,7 @@ class Services:
     signer: Signer
     authenticator: Authenticator
     uploads: Uploads
+    expiry: ExpirySweeper
     locks: UploadLocks
     renderer: Renderer
     worker: Worker
@@ -60,25 +66,30 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         accept_other=settings.uploads.accept_other == "keep")
     completion = Completion(
         store, ingester, signer, tasks, settings.uploads.sync_wait_s, on_stored=lambda: worker.wake("forward"))
-    intake = Intake(store, completion, name_order, IntakeSettings(max_size_bytes, expires_after))
-    locks = UploadLocks()
-    uploads = Uploads(store, intake, locks, expires_after)
-    sessions = SessionService(store, intake, Readback(store, tasks), name_order, max_size_bytes)
+    limits = settings.uploads
+    intake = Intake(store, completion, name_order, IntakeSettings(
+        max_size_bytes, expires_after, limits.max_open_per_principal, limits.max_staged_bytes_per_principal))
+    locks = MachineLocks(settings.data_path)
+    uploads = Uploads(store, intake, locks, expires_after, max_size_bytes)
+    sessions = SessionService(store, intake, Readback(store, tasks), name_order)
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
     worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job},
                     backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
+    links, pace = Links(uploads, base_url), Pace(limits.progress_floor_bytes_per_s, limits.progress_window_s)
+    tus = TusHandlers(uploads, intake, links, pace, max_size_bytes)
+    rufh = RufhHandlers(uploads, intake, links, pace, max_size_bytes)
     routes = (
-        *TusHandlers(store, uploads, intake, base_url, max_size_bytes).routes(),
+        *FilesResource(store, tus, rufh, links, max_size_bytes).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
         *ImageHandlers(store, renderer, base_url).routes(),
         *OrderHandlers(OrderService(store)).routes(),
     )
     return Services(
-        settings, store, signer, Authenticator(store, settings.auth.mode), uploads, locks, renderer, worker,
-        _listener(settings, arrivals), routes)
+        settings, store, signer, Authenticator(store, settings.auth.mode), uploads,
+        ExpirySweeper(store, uploads.expire), locks, renderer, worker, _listener(settings, arrivals), routes)
 
 
 def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:

@@ -20,6 +20,7 @@ from storage.records import now, timestamp
 from storage.store import Store
 
 SWEEP_S = 60.0
+EXPIRY_S = 5.0
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
@@ -41,7 +42,7 @@ async def running(settings: Settings) -> AsyncIterator["Running"]:
                 if services.listener is not None:
                     await _listen_dicom(services, settings)
                 services.worker.start(tasks)
-                tasks.spawn(every(SWEEP_S, "uploads", services.uploads.expire), "expire-uploads")
+                tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
                 tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
                 yield Running(services, http_port, token_path, token)
             finally:

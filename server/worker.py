@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import structlog
 
 from storage import jobs
-from storage.errors import Conflict, StorageError
+from storage.errors import StorageError
 from storage.records import JobRecord
 from storage.store import Store
 
@@ -154,7 +154,7 @@ class Worker:
 
     async def _carry_out(self, held: JobRecord) -> None:
         try:
-            outcome = await self._with_lease(held)
+            outcome = await leased(self._store, held, self._handlers[held.kind](held))
         except StorageError as error:
             outcome = Later(str(error))
         except Exception:
@@ -167,19 +167,18 @@ class Worker:
             except StorageError as error:
                 log.warning("worker.lost_lease", kind=held.kind, job_id=held.job_id, reason=str(error))
 
-    async def _with_lease(self, held: JobRecord) -> Done | Later:
-        work = asyncio.ensure_future(self._handlers[held.kind](held))
-        try:
-            while True:
-                finished, _ = await asyncio.wait([work], timeout=self.LEASE_S / 3)
-                if finished:
-                    return work.result()
-                try:
-                    await self._store.write(lambda tx: jobs.extend(tx, held, self.LEASE_S))
-                except Conflict:
-                    work.cancel()  # fenced: another worker has it
-        finally:
-            work.cancel()
+
+async def leased(store: Store, held: JobRecord, work: Awaitable[T], lease_s: float = Worker.LEASE_S) -> T:
+    """`work` while its job's lease is renewed; Conflict, the work cancelled, when another worker has the job."""
+    working = asyncio.ensure_future(work)
+    try:
+        while True:
+            finished, _ = await asyncio.wait([working], timeout=lease_s / 3)
+            if finished:
+                return working.result()
+            await store.write(lambda tx: jobs.extend(tx, held, lease_s))  # Conflict: another worker has it
+    finally:
+        working.cancel()
 
 
 async def every(period_s: float, name: str, sweep: Callable[[], Awaitable[object]]) -> None:

@@ -59,6 +59,6 @@ def _copy(source: Path, target: Path) -> None:
     shutil.move(partial, target)
 
 
-def open_store(database_path: Path, blobs_path: Path) -> Store:
-    """Open the embedded backends; the database must be migrated."""
-    return Store(SqliteDatabase(database_path), FilesystemBlobs(blobs_path))
+def open_store(database_path: Path, blobs_path: Path, reserve_bytes: int = 0) -> Store:
+    """Open the embedded backends; the database must be migrated. `reserve_bytes`: see FilesystemBlobs."""
+    return Store(SqliteDatabase(database_path), FilesystemBlobs(blobs_path, reserve_bytes))

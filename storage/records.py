@@ -81,6 +81,7 @@ class SessionRecord:
     """A session as stored; times are RFC 3339 UTC text, ids from outside are text.
 
     `numeric_ids` names the id fields that first came as JSON numbers; `metadata` is None until known;
+    `file_size`, in bytes, is None while its sender has not told it (a deferred length);
     `dedup_key` is held by at most one session of (site, order or principal, declared checksum).
     """
 
@@ -91,7 +92,7 @@ class SessionRecord:
     status: Status
     priority: str
     file_name: str
-    file_size: int
+    file_size: int | None
     content_type: str | None
     checksum_sha256: str | None
     checksum_source: str
@@ -132,14 +133,17 @@ class UploadRecord:
     """An upload as stored: `offset_bytes` are known to be on the medium, more may be in its cache.
 
     `boot_id` is the boot in which the last bytes were written: after another boot only `offset_bytes`
-    count (contract §2). A session has at most one live upload.
+    count (contract §2). A session has at most one live upload. `session_id` is None for a partial upload
+    of a concatenation; `length_bytes` is None while it is deferred, and counts the bytes on the wire, which
+    are a compressed representation where `content_encoding` says so. `upload_concat` is the header as it
+    came; `repr_digest` is `algorithm:hex` of the whole where a client declared other than SHA-256.
     """
 
     upload_id: str
     site: str
-    session_id: str
+    session_id: str | None
     principal: str
-    length_bytes: int
+    length_bytes: int | None
     offset_bytes: int
     state: UploadState
     gone_reason: str | None
@@ -147,8 +151,21 @@ class UploadRecord:
     upload_metadata: str
     created_at: str
     expires_at: str
-    finished_at: str | None
-    blob_sha256: str | None
+    finished_at: str | None = None
+    blob_sha256: str | None = None
+    upload_concat: str | None = None
+    content_encoding: str | None = None
+    repr_digest: str | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether this is a part of a concatenation, which has no session of its own."""
+        return self.upload_concat == "partial"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether this is the final upload of a concatenation, which takes no bytes of its own."""
+        return self.upload_concat is not None and not self.is_partial
 
 
 @dataclass(frozen=True, slots=True)

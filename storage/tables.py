@@ -46,7 +46,7 @@ session = Table(
     Column("status", String(20), nullable=False),
     Column("priority", String(8), nullable=False),
     Column("file_name", Text, nullable=False),
-    Column("file_size", BigInteger, nullable=False),
+    Column("file_size", BigInteger),
     Column("content_type", String(255)),
     Column("checksum_sha256", String(64)),
     Column("checksum_source", String(8), nullable=False),
@@ -101,23 +101,45 @@ upload = Table(
     "upload", metadata,
     Column("upload_id", String(36), primary_key=True),
     _site(),
-    Column("session_id", String(36), nullable=False),
+    Column("session_id", String(36)),
     Column("principal", String(64), nullable=False),
-    Column("length_bytes", BigInteger, nullable=False),
+    Column("length_bytes", BigInteger),
     Column("offset_bytes", BigInteger, nullable=False),
     Column("state", String(8), nullable=False),
     Column("gone_reason", String(32)),
     Column("boot_id", String(64), nullable=False),
     Column("upload_metadata", Text, nullable=False),
+    Column("upload_concat", Text),
+    Column("content_encoding", String(8)),
+    Column("repr_digest", Text),
     _time("created_at", nullable=False),
     _time("expires_at", nullable=False),
     _time("finished_at"),
     Column("blob_sha256", String(64)),
     ForeignKeyConstraint(["session_id"], ["session.session_id"]),
     Index("ix_upload_state_expires", "state", "expires_at"),
+    Index("ix_upload_principal", "principal", "state"),
     # a session has at most one live upload (contract §1)
     Index("uq_upload_live", "session_id", unique=True,
           sqlite_where=text("state != 'gone'"), postgresql_where=text("state != 'gone'")),
+)
+
+upload_part = Table(
+    "upload_part", metadata,
+    Column("final_id", String(36), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    _site(),
+    Column("part_id", String(36), nullable=False),
+    ForeignKeyConstraint(["final_id"], ["upload.upload_id"]),
+    ForeignKeyConstraint(["part_id"], ["upload.upload_id"]),
+    Index("ix_upload_part_part", "part_id"),
+)
+
+clock = Table(
+    "clock", metadata,
+    Column("name", String(16), primary_key=True),
+    _site(),
+    _time("believed_at", nullable=False),
 )
 
 blob = Table(

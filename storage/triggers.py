@@ -13,12 +13,13 @@ from storage import tables
 # Never changed once the row is there. Everything else in the table may move.
 IMMUTABLE: dict[Table, frozenset[str]] = {
     tables.session: frozenset({
-        "session_id", "site", "visit_id", "priority", "file_name", "file_size", "content_type",
+        "session_id", "site", "visit_id", "priority", "file_name", "content_type",
         "checksum_source", "local_file_path", "local_file_uuid", "created_by_id", "device_id", "principal",
         "numeric_ids", "max_retries", "client_created_at", "created_at", "supersedes",
     }) - {"priority"},  # an order's raised priority raises its waiting sessions (contract §4)
     tables.upload: frozenset({
-        "upload_id", "site", "session_id", "principal", "length_bytes", "upload_metadata", "created_at",
+        "upload_id", "site", "session_id", "principal", "upload_metadata", "created_at", "upload_concat",
+        "content_encoding",
     }),
     tables.blob: frozenset({"site", "sha256", "size_bytes"}),
     tables.image: frozenset({
@@ -32,10 +33,10 @@ IMMUTABLE: dict[Table, frozenset[str]] = {
 # May go from NULL to a value, never again.
 WRITE_ONCE: dict[Table, frozenset[str]] = {
     tables.session: frozenset({
-        "radiology_order_id", "checksum_sha256", "metadata", "metadata_uploaded_at", "synced_at",
+        "radiology_order_id", "file_size", "checksum_sha256", "metadata", "metadata_uploaded_at", "synced_at",
         "ack_received_at", "server_image_id", "duplicate_of", "receipt",
     }),
-    tables.upload: frozenset({"finished_at", "blob_sha256"}),
+    tables.upload: frozenset({"length_bytes", "finished_at", "blob_sha256"}),
     tables.image: frozenset({"superseded_by"}),
 }
 

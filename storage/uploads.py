@@ -1,13 +1,14 @@
 """Units of work on uploads and blobs. Offsets compare and set; nothing here touches bytes."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
 from storage.errors import Conflict, NotFound
-from storage.records import BlobRecord, UploadRecord, UploadState, timestamp
-from storage.tables import arrival, blob, image, quarantine, session, upload
+from storage.records import DEFAULT_SITE, BlobRecord, UploadRecord, UploadState, timestamp
+from storage.tables import arrival, blob, clock, image, quarantine, session, upload, upload_part
 
 _COLUMNS = [upload.c[field.name] for field in fields(UploadRecord)]
 
@@ -66,10 +67,65 @@ def expired(tx: Connection, moment: str) -> list[UploadRecord]:
     return [_record(row) for row in rows]
 
 
-def open_count(tx: Connection, principal: str) -> int:
-    """How many open uploads a principal has."""
-    return int(tx.execute(select(func.count()).select_from(upload).where(
-        upload.c.principal == principal, upload.c.state == UploadState.OPEN)).scalar_one())
+def open_count(tx: Connection, principal: str) -> tuple[int, int]:
+    """The open uploads of a principal: how many, and how many staged bytes."""
+    row = tx.execute(select(func.count(), func.coalesce(func.sum(upload.c.offset_bytes), 0)).where(
+        upload.c.principal == principal, upload.c.state == UploadState.OPEN)).one()
+    return int(row[0]), int(row[1])
+
+
+def declare_length(tx: Connection, upload_id: str, length_bytes: int) -> None:
+    """Tell the length that was deferred. Conflict when the upload is not open, or has another length."""
+    changed = tx.execute(
+        update(upload).where(
+            upload.c.upload_id == upload_id, upload.c.state == UploadState.OPEN,
+            or_(upload.c.length_bytes.is_(None), upload.c.length_bytes == length_bytes))
+        .values(length_bytes=length_bytes))
+    if changed.rowcount != 1:
+        raise Conflict("the upload has another length")
+
+
+def add_parts(tx: Connection, site: str, final_id: str, part_ids: Sequence[str]) -> None:
+    """Note of what a final upload is made, in order; one part may stand more than once."""
+    tx.execute(insert(upload_part), [
+        {"site": site, "final_id": final_id, "position": position, "part_id": part_id}
+        for position, part_id in enumerate(part_ids)])
+
+
+def parts(tx: Connection, final_id: str) -> list[UploadRecord]:
+    """The parts of a final upload, in order."""
+    rows = tx.execute(
+        select(*_COLUMNS).join(upload_part, upload_part.c.part_id == upload.c.upload_id)
+        .where(upload_part.c.final_id == final_id).order_by(upload_part.c.position))
+    return [_record(row) for row in rows]
+
+
+def finals_of(tx: Connection, part_id: str) -> list[str]:
+    """The ids of the open final uploads that wait for this part."""
+    rows = tx.execute(
+        select(upload.c.upload_id).distinct().join(upload_part, upload_part.c.final_id == upload.c.upload_id)
+        .where(upload_part.c.part_id == part_id, upload.c.state == UploadState.OPEN))
+    return [row.upload_id for row in rows]
+
+
+def shorten(tx: Connection, upload_ids: Sequence[str], expires_at: str) -> None:
+    """Let open uploads expire at `expires_at` unless they do so earlier."""
+    tx.execute(update(upload).where(
+        upload.c.upload_id.in_(upload_ids), upload.c.expires_at > expires_at).values(expires_at=expires_at))
+
+
+def believed_clock(tx: Connection) -> str | None:
+    """The moment that the sweeper last believed in; None before its first sweep."""
+    return tx.execute(select(clock.c.believed_at).where(clock.c.name == "expiry")).scalar()
+
+
+def believe_clock(tx: Connection, moment: str) -> None:
+    """Keep the moment that the sweeper believes in; it never goes back."""
+    known = believed_clock(tx)
+    if known is None:
+        tx.execute(insert(clock).values(name="expiry", site=DEFAULT_SITE, believed_at=moment))
+    elif moment > known:
+        tx.execute(update(clock).where(clock.c.name == "expiry").values(believed_at=moment))
 
 
 def advance(tx: Connection, upload_id: str, expected: int, offset_bytes: int, boot_id: str, expires_at: str) -> None:

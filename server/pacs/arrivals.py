@@ -35,8 +35,7 @@ class Arrivals:
                         peer=received.peer_address)
         key = staging(origin.site, str(uuid.uuid4()))
         try:
-            await self._store.blobs.create(key)
-            await self._store.blobs.append(key, 0, _content(received.path))
+            await self._store.blobs.append(key, 0, _content(received.path), flush=False)
             blob = await self._store.blobs.seal(key, None)
             try:
                 inspection = await self._files.inspect(blob.sha256, blob.size_bytes, origin)

@@ -6,12 +6,12 @@ from contextlib import suppress
 
 from sqlalchemy import Connection
 
-from server.admission import Verdict
+from server.admission import Unit, Verdict
 from server.errors import SessionFailure
 from server.filing import Files, Inspection, Origin
 from server.sessions import machine, receipts
 from server.sessions.moves import fail, move, note
-from server.worker import Done, Tasks
+from server.worker import Done, Tasks, Worker, leased
 from storage import jobs, sessions, uploads
 from storage.blobs.base import Sealed
 from storage.errors import Conflict
@@ -20,7 +20,6 @@ from storage.store import Store
 
 SMALL_BYTES = 4 * 1024 * 1024
 """Up to this size finish and ingest are one transaction (contract §2): the header is read before it."""
-LEASE_S = 3600.0  # the start of a server makes what a crash held due again
 
 
 def claims_dicom(file_name: str, content_type: str | None) -> bool:
@@ -43,13 +42,15 @@ class Completion:
         self._sync_wait_s = sync_wait_s
         self._on_stored = on_stored
 
-    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None) -> Verdict | None:
+    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None, first: Unit) -> Verdict | None:
         """Every byte is held: note it and file the content; None when that takes longer than `sync_wait_s`."""
-        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
+        session_id = session_of(upload)
+        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, session_id))
         if upload.state is UploadState.OPEN and sealed.size_bytes <= SMALL_BYTES:
             inspected = await self._inspect(record, sealed.sha256, sealed.size_bytes)
 
             def at_once(tx: Connection) -> Verdict:
+                first(tx)
                 present = self._finish(tx, upload, sealed, peer)
                 return self._file(tx, present, inspected)
 
@@ -59,14 +60,15 @@ class Completion:
         if upload.state is UploadState.OPEN:
 
             def finish(tx: Connection) -> JobRecord:
+                first(tx)
                 self._finish(tx, upload, sealed, peer)
-                return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, LEASE_S)
+                return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S)
 
             job = await self._store.write(finish)
         else:
             job = await self._store.write(
-                lambda tx: jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, LEASE_S))
-        ingesting = self._tasks.spawn(self._ingest(job), f"ingest-{upload.upload_id}")
+                lambda tx: jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S))
+        ingesting = self._tasks.spawn(leased(self._store, job, self._ingest(job)), f"ingest-{upload.upload_id}")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._sync_wait_s):
                 return await asyncio.shield(ingesting)
@@ -79,17 +81,18 @@ class Completion:
 
     async def _ingest(self, job: JobRecord) -> Verdict:
         upload = await self._store.read(lambda tx: uploads.get(tx, job.subject))
-        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
-        assert upload.blob_sha256 is not None, "the job is queued by the finish"
+        session_id = session_of(upload)
+        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, session_id))
+        assert upload.blob_sha256 is not None and record.file_size is not None, "the job is queued by the finish"
         verdict = _known_verdict(record)
         if verdict is not None:
             await self._store.write(lambda tx: jobs.done(tx, job))
             return verdict
-        inspected = await self._inspect(record, Sha256(upload.blob_sha256), upload.length_bytes)
+        inspected = await self._inspect(record, Sha256(upload.blob_sha256), record.file_size)
 
         def unit(tx: Connection) -> Verdict:
             jobs.done(tx, job)
-            present = sessions.get(tx, upload.site, upload.session_id)
+            present = sessions.get(tx, upload.site, session_id)
             return _known_verdict(present) or self._file(tx, present, inspected)
 
         verdict = await self._store.write(unit)
@@ -104,17 +107,19 @@ class Completion:
 
     def _finish(self, tx: Connection, upload: UploadRecord, sealed: Sealed, peer: str | None) -> SessionRecord:
         """Facts before action: all bytes are here and durable, whatever becomes of them."""
-        record = sessions.get(tx, upload.site, upload.session_id)
+        record = sessions.get(tx, upload.site, session_of(upload))
         if record.status is not Status.BINARY_UPLOADING:
             raise Conflict("the session moved on")
         uploads.add_blob(tx, upload.site, sealed.sha256, sealed.size_bytes, repaired=not sealed.existed)
         uploads.finish(tx, upload.upload_id, sealed.sha256)
         position = note(tx, record, "upload.finished", upload.principal, peer,
                         upload_id=upload.upload_id, size=sealed.size_bytes, sha256=sealed.sha256)
-        columns = {} if record.checksum_sha256 else {"checksum_sha256": sealed.sha256}
+        columns: dict[str, str | int] = {} if record.checksum_sha256 else {"checksum_sha256": sealed.sha256}
+        if record.file_size is None:
+            columns["file_size"] = sealed.size_bytes
         sessions.change(tx, record.session_id, record.status, binary_uploaded_at=timestamp(),
                         blob_sha256=sealed.sha256, seq=position.seq, **columns)
-        return sessions.get(tx, upload.site, upload.session_id)
+        return sessions.get(tx, upload.site, record.session_id)
 
     def _file(self, tx: Connection, record: SessionRecord, inspected: Inspection | SessionFailure) -> Verdict:
         """Rows of the PACS, SYNCED, receipt, audit: one transaction, or FAILED with the reason."""
@@ -132,6 +137,12 @@ class Completion:
         move(tx, record, Status.SYNCED, "server", server_image_id=filed.image.id, synced_at=timestamp(),
              receipt=self._signer.sign(claims), duplicate_of=_twin(tx, record))
         return Verdict(Status.SYNCED)
+
+
+def session_of(upload: UploadRecord) -> str:
+    """The session of an upload that is no part of a concatenation."""
+    assert upload.session_id is not None, "only partial uploads have none, and they are never finished"
+    return upload.session_id
 
 
 def _origin(record: SessionRecord) -> Origin:

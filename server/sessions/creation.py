@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -14,7 +13,7 @@ from server.sessions import machine
 from server.sessions.moves import move, note, take_metadata
 from server.sessions.schema import NewSession, canonical
 from storage import sessions, uploads
-from storage.records import SessionRecord, Status, UploadRecord, UploadState, now, timestamp
+from storage.records import SessionRecord, Status, UploadRecord, timestamp
 
 NameOrder = Callable[[Connection, str, str, str | None], str | None]
 """Names an order: (tx, site, order, visit) → the order's visit; RequestError `order_visit_mismatch`."""
@@ -103,6 +102,8 @@ def _same_again(
              "device_id", "priority", "max_retries", "client_created_at", "local_file_path"]
     if known.checksum_source == "client" or wanted.checksum_sha256 is not None:
         names.append("checksum_sha256")
+    if wanted.file_size is None:
+        names.remove("file_size")
     differing = [name for name in names if getattr(known, name) != getattr(wanted, name)]
     if new.metadata is not None and canonical(new.metadata) != canonical(known.metadata):
         differing.append("metadata")
@@ -162,10 +163,10 @@ def retry(tx: Connection, record: SessionRecord, who: Principal, peer: str | Non
 
 
 def hand_out(
-    tx: Connection, record: SessionRecord, who: Principal, spare_id: str, good_prefix: int,
-    expires_after: timedelta, boot_id: str, raw_metadata: str, peer: str | None,
+    tx: Connection, record: SessionRecord, who: Principal, spare: UploadRecord, part_ids: tuple[str, ...],
+    peer: str | None,
 ) -> Handed:
-    """Give the session's live upload, or make one of the staged blob `spare_id`, which holds `good_prefix` bytes.
+    """Give the session's live upload, or make `spare` its upload, which for a final one has parts.
 
     RequestError `metadata_required` from QUEUED without metadata; `invalid_transition` where no bytes are wanted.
     """
@@ -180,11 +181,8 @@ def hand_out(
     live = uploads.live(tx, record.session_id)
     if live is not None:
         return Handed(record, live, new=False)
-    upload = UploadRecord(
-        upload_id=spare_id, site=record.site, session_id=record.session_id, principal=who.name,
-        length_bytes=record.file_size, offset_bytes=good_prefix, state=UploadState.OPEN, gone_reason=None,
-        boot_id=boot_id, upload_metadata=raw_metadata, created_at=timestamp(),
-        expires_at=timestamp(now() + expires_after), finished_at=None, blob_sha256=None)
-    uploads.add(tx, upload)
-    note(tx, record, "upload.created", who.name, peer, upload_id=spare_id, offset=good_prefix)
-    return Handed(record, upload, new=True)
+    uploads.add(tx, spare)
+    if part_ids:
+        uploads.add_parts(tx, record.site, spare.upload_id, part_ids)
+    note(tx, record, "upload.created", who.name, peer, upload_id=spare.upload_id, offset=spare.offset_bytes)
+    return Handed(record, spare, new=True)

@@ -109,7 +109,7 @@ class SessionHandlers:
         """`upload_binary/`: hands out the upload; carries no bytes."""
         caller = caller_of(request)
         body = parse(schema.UploadBinary, await json_body(request))
-        session, upload = await self._service.upload_binary(request.match_info["session_id"], caller)
+        session, upload = await self._service.upload_binary(request.match_info["session_id"], body, caller)
         view = await self._service.view_of(session, caller.who)
         if view.bytes_received == upload.length_bytes:
             await self._complete(upload.upload_id, caller.peer)
@@ -124,7 +124,7 @@ class SessionHandlers:
             "session_id": view.record.session_id, "status": view.record.status,
             "upload_url": f"{self._base_url(request)}/files/{upload.upload_id}",
             "upload_offset": view.bytes_received, "upload_length": upload.length_bytes,
-            "chunk_size": min(max(chunk_size, least), most), "protocols": ["tus"],
+            "chunk_size": min(max(chunk_size, least), most), "protocols": ["tus", "rufh"],
             "upload_expires": upload.expires_at}
 
     async def acknowledge(self, request: web.Request) -> web.Response:

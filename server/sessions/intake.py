@@ -1,38 +1,35 @@
 """Answers the upload protocols: admits uploads, says who may use them, and what their end means."""
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from server.admission import Admission, NewUpload, Verdict
+from server.admission import Admission, NewUpload, Standing, Unit, Verdict
 from server.auth import Principal, Role
 from server.bodies import parse
-from server.errors import AppError, RequestError, SessionFailure
+from server.errors import RequestError, SessionFailure
 from server.identifiers import OutsideId, parse_text_id
 from server.sessions import creation, machine
 from server.sessions.completion import Completion
-from server.sessions.moves import fail, note
+from server.sessions.moves import fail
 from server.sessions.schema import CreateSession, NewSession
-from storage import sessions, uploads
-from storage.blobs.base import Sealed, Span, boot_id, staging
+from storage import audit, sessions, uploads
+from storage.blobs.base import Measures, Sealed, Span, boot_id, staging
 from storage.errors import NotFound
-from storage.records import (
-    SessionRecord,
-    Status,
-    UploadRecord,
-    UploadState,
-)
+from storage.records import AuditEntry, SessionRecord, Status, UploadRecord, UploadState, now, timestamp
 from storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class IntakeSettings:
-    """Limits of what comes in. Sizes in bytes."""
+    """Limits of what comes in, sizes in bytes; the last two hold per principal."""
 
     max_size_bytes: int
     expires_after: timedelta
+    max_open: int
+    max_staged_bytes: int
 
 
 class Intake:
@@ -51,15 +48,41 @@ class Intake:
     async def admit(self, new: NewUpload, who: Principal) -> Admission:
         """Find or make the session of an upload, and hand the upload out."""
         who.require(Role.UPLOADER)
-        if new.length_bytes > self._settings.max_size_bytes:
-            raise RequestError("file_too_large", f"at most {self._settings.max_size_bytes} bytes are taken")
+        if new.length_bytes is not None:
+            await self.check_room(new.length_bytes)
+        if new.upload_concat == "partial":
+            return await self._admit_part(new, who)
         record = await self._session_of(new, who)
         if record.status in machine.STORED:
             upload = await self._store.read(lambda tx: uploads.live(tx, record.session_id))
             if upload is not None:
                 return Admission(upload, created=False)
-        handed = await self.hand_out(record, who, new.raw_metadata, new.peer)
+        handed = await self.hand_out(record, who, new)
         return Admission(handed.upload, handed.new)
+
+    async def check_room(self, size_bytes: int) -> None:
+        """RequestError `file_too_large`, or `insufficient_storage` for what cannot fit now."""
+        if size_bytes > self._settings.max_size_bytes:
+            raise RequestError("file_too_large", f"at most {self._settings.max_size_bytes} bytes are taken")
+        if isinstance(self._store.blobs, Measures) and size_bytes > await self._store.blobs.room_bytes():
+            raise RequestError("insufficient_storage", "it would not fit on the disk now", retry_after_s=300)
+
+    async def _admit_part(self, new: NewUpload, who: Principal) -> Admission:
+        part = self._spare(None, new, who)
+
+        def unit(tx: Connection) -> None:
+            self._check_quota(tx, who)
+            uploads.add(tx, part)
+            audit.append(tx, AuditEntry(who.site, "upload.created", who.name, part.upload_id, new.peer,
+                                        detail={"upload_id": part.upload_id, "offset": 0, "partial": True}))
+
+        await self._store.write(unit)
+        return Admission(part, created=True)
+
+    def _check_quota(self, tx: Connection, who: Principal) -> None:
+        count, staged_bytes = uploads.open_count(tx, who.name)
+        if count >= self._settings.max_open or staged_bytes >= self._settings.max_staged_bytes:
+            raise RequestError("too_many_uploads", f"{count} uploads of yours are unfinished", retry_after_s=60)
 
     async def _session_of(self, new: NewUpload, who: Principal) -> SessionRecord:
         values = _texts(new)
@@ -81,27 +104,26 @@ class Intake:
     async def _existing(self, new: NewUpload, session_id: str, who: Principal) -> SessionRecord:
         def unit(tx: Connection) -> SessionRecord:
             record = creation.see(tx, session_id, who)
-            if record.file_size != new.length_bytes:
+            told = new.length_bytes is not None and new.content_encoding is None
+            if told and record.file_size not in (None, new.length_bytes):
                 raise RequestError("session_conflict", f"the session's file has {record.file_size} bytes",
                                    session_id=record.session_id, fields=["file_size"])
             return creation.retry(tx, record, who, new.peer) if record.status is Status.FAILED else record
 
         return await self._store.write(unit)
 
-    async def hand_out(
-        self, record: SessionRecord, who: Principal, raw_metadata: str, peer: str | None
-    ) -> creation.Handed:
-        """The session's upload; a staged blob is made before the row that names it."""
+    async def hand_out(self, record: SessionRecord, who: Principal, new: NewUpload) -> creation.Handed:
+        """The session's upload; one that begins with a good prefix has those bytes before the row that names it."""
         live = await self._store.read(lambda tx: uploads.live(tx, record.session_id))
-        spare_id, prefix = str(uuid.uuid4()), 0
-        if live is None:
-            await self._store.blobs.create(staging(record.site, spare_id))
-            prefix = await self._good_prefix(record, spare_id)
+        spare = self._spare(record, new, who)
+        if live is None and new.content_encoding is None and not new.part_ids:
+            spare = replace(spare, offset_bytes=await self._good_prefix(record, spare.upload_id))
 
         def unit(tx: Connection) -> creation.Handed:
             present = creation.see(tx, record.session_id, who)
-            return creation.hand_out(
-                tx, present, who, spare_id, prefix, self._settings.expires_after, boot_id(), raw_metadata, peer)
+            if live is None:
+                self._check_quota(tx, who)
+            return creation.hand_out(tx, present, who, spare, new.part_ids, new.peer)
 
         used = False
         try:
@@ -109,8 +131,20 @@ class Intake:
             used = handed.new
             return handed
         finally:
-            if live is None and not used:
-                await self._store.blobs.delete(staging(record.site, spare_id))
+            if spare.offset_bytes and not used:
+                await self._store.blobs.delete(staging(record.site, spare.upload_id))
+
+    def _spare(self, record: SessionRecord | None, new: NewUpload, who: Principal) -> UploadRecord:
+        """An upload that may become the session's, or a part of a concatenation."""
+        length = new.length_bytes
+        if length is None and record is not None and new.content_encoding is None and new.upload_concat is None:
+            length = record.file_size
+        return UploadRecord(
+            upload_id=str(uuid.uuid4()), site=who.site, session_id=record.session_id if record else None,
+            principal=who.name, length_bytes=length, offset_bytes=0, state=UploadState.OPEN, gone_reason=None,
+            boot_id=boot_id(), upload_metadata=new.raw_metadata, created_at=timestamp(),
+            expires_at=timestamp(now() + self._settings.expires_after), upload_concat=new.upload_concat,
+            content_encoding=new.content_encoding, repr_digest=new.repr_digest)
 
     async def _good_prefix(self, record: SessionRecord, spare_id: str) -> int:
         """After STAGING_LOST the new upload starts with the bytes that were known to be durable (contract §2)."""
@@ -128,24 +162,39 @@ class Intake:
 
     # --- access -------------------------------------------------------------------------------------
 
-    async def authorize(self, upload: UploadRecord, who: Principal, *, reading: bool) -> None:
-        """Who may see the session may use its upload; writing needs the uploader's role too."""
-        await self._store.read(lambda tx: creation.see(tx, upload.session_id, who))
+    def authorize(self, tx: Connection, upload: UploadRecord, who: Principal, *, reading: bool) -> None:
+        """Who may see the session may use its upload; a part belongs to its maker; writing needs the role."""
+        if upload.session_id is not None:
+            creation.see(tx, upload.session_id, who)
+        elif upload.principal != who.name:
+            raise RequestError("not_found", "there is no such upload")
         if not reading:
             who.require(Role.UPLOADER)
 
-    async def expected_sha256(self, upload: UploadRecord) -> str | None:
-        """The session's checksum."""
-        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
-        return record.checksum_sha256
-
-    async def refusal(self, upload: UploadRecord) -> AppError | None:
+    def standing(self, tx: Connection, upload: UploadRecord) -> Standing:
         """`gone` with the session's error while the upload is gone or its session FAILED (contract §5)."""
-        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))
-        if upload.state is not UploadState.GONE and record.status is not Status.FAILED:
-            return None
-        why = record.error_message or "the upload was ended"
-        return RequestError("gone", why, session_id=record.session_id, error_code=record.error_code)
+        if upload.session_id is None:
+            gone = upload.state is UploadState.GONE
+            return Standing(RequestError("gone", "the upload was ended") if gone else None)
+        record = sessions.get(tx, upload.site, upload.session_id)
+        refusal = None
+        if upload.state is UploadState.GONE or record.status is Status.FAILED:
+            refusal = RequestError("gone", record.error_message or "the upload was ended",
+                                   session_id=record.session_id, error_code=record.error_code)
+        return Standing(refusal, record.checksum_sha256, record.file_size)
+
+    def sized(self, tx: Connection, upload: UploadRecord, length_bytes: int) -> None:
+        """The upload's length, and the file's unless the wire carries another representation of it."""
+        if length_bytes > self._settings.max_size_bytes:
+            raise RequestError("file_too_large", f"at most {self._settings.max_size_bytes} bytes are taken")
+        uploads.declare_length(tx, upload.upload_id, length_bytes)
+        if upload.session_id is None or upload.content_encoding is not None:
+            return
+        record = sessions.get(tx, upload.site, upload.session_id)
+        if record.file_size is None:
+            sessions.change(tx, record.session_id, record.status, file_size=length_bytes)
+        elif record.file_size != length_bytes:
+            raise RequestError("inconsistent_upload_length", f"the session's file has {record.file_size} bytes")
 
     # --- the end of an upload -----------------------------------------------------------------------
 
@@ -158,8 +207,8 @@ class Intake:
         def unit(tx: Connection) -> bool:
             if uploads.get(tx, upload.upload_id).state is not UploadState.OPEN:
                 return False
-            record = sessions.get(tx, upload.site, upload.session_id)
-            if record.status in machine.ACTIVE:
+            record = sessions.get(tx, upload.site, upload.session_id) if upload.session_id else None
+            if record is not None and record.status in machine.ACTIVE:
                 fail(tx, record, failure, "server")
             elif not machine.keeps_upload(failure.code):
                 uploads.end(tx, upload.upload_id, failure.code)
@@ -173,22 +222,23 @@ class Intake:
         """DELETE (contract §5): unfinished, the session is CLIENT_ABORTED; finished, everything goes on."""
 
         def unit(tx: Connection) -> None:
-            record = sessions.get(tx, upload.site, upload.session_id)
-            if record.status in machine.ACTIVE:
+            record = sessions.get(tx, upload.site, upload.session_id) if upload.session_id else None
+            if record is not None and record.status in machine.ACTIVE:
                 fail(tx, record, SessionFailure("CLIENT_ABORTED", "the sender deleted the upload"), who.name)
-            note(tx, record, "upload.terminated", who.name, upload_id=upload.upload_id)
+            audit.append(tx, AuditEntry(upload.site, "upload.terminated", who.name, upload.session_id,
+                                        detail={"upload_id": upload.upload_id}))
             uploads.end(tx, upload.upload_id, "CLIENT_ABORTED")
 
         await self._store.write(unit)
         await self._store.blobs.delete(staging(upload.site, upload.upload_id))
 
-    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None) -> Verdict | None:
+    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None, first: Unit) -> Verdict | None:
         """See Completion."""
-        return await self._completion.finished(upload, sealed, peer)
+        return await self._completion.finished(upload, sealed, peer, first)
 
 
 KEYS = ("filename", "name", "filetype", "type", "relativePath", "session_id", "visit_id", "radiology_order_id",
-        "checksum_sha256", "sha256", "local_file_uuid", "device_id", "created_by_id", "priority")
+        "checksum_sha256", "sha256", "local_file_uuid", "device_id", "created_by_id", "priority", "content_encoding")
 """What is read of Upload-Metadata (contract §5); other keys are kept with the upload, unread."""
 
 
@@ -212,9 +262,10 @@ def _name(texts: dict[str, str]) -> str:
 
 
 def _new_session(new: NewUpload, texts: dict[str, str]) -> NewSession:
-    checksum = texts.get("checksum_sha256") or texts.get("sha256")
+    checksum = texts.get("checksum_sha256") or texts.get("sha256") or new.checksum_sha256
+    is_whole = new.content_encoding is None  # else the length is that of a compressed representation
     body = parse(CreateSession, {
-        "file_name": _name(texts), "file_size": new.length_bytes, "checksum_sha256": checksum or "0" * 64,
+        "file_name": _name(texts), "file_size": new.length_bytes or 0, "checksum_sha256": checksum or "0" * 64,
         "content_type": texts.get("filetype") or texts.get("type"), "session_id": texts.get("session_id"),
         "local_file_uuid": texts.get("local_file_uuid"), "priority": texts.get("priority", "ROUTINE")})
 
@@ -222,7 +273,7 @@ def _new_session(new: NewUpload, texts: dict[str, str]) -> NewSession:
         return parse_text_id(texts[key], key) if key in texts else None
 
     return NewSession(
-        file_name=body.file_name, file_size=body.file_size, content_type=body.content_type,
+        file_name=body.file_name, file_size=new.length_bytes if is_whole else None, content_type=body.content_type,
         checksum_sha256=body.checksum_sha256 if checksum else None, session_id=body.session_id,
         local_file_uuid=body.local_file_uuid, priority=body.priority, visit_id=outside("visit_id"),
         radiology_order_id=outside("radiology_order_id"), created_by_id=outside("created_by_id"),

@@ -76,6 +76,8 @@ class UploadBinary(Body):
 
     resume_from: Annotated[int, Field(ge=0)] = 0
     chunk_size: Annotated[int, Field(gt=0)] = 1024 * 1024
+    content_encoding: Literal["zstd", "gzip"] | None = None
+    encoded_size: Annotated[int, Field(ge=0)] | None = None
 
 
 class Acknowledge(Body):
@@ -111,10 +113,10 @@ class Batch(Body):
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """A creation as any door words it, parsed. `checksum_sha256` is None when only the server will know it."""
+    """A creation as any door words it, parsed; size and checksum are None where only the end will tell them."""
 
     file_name: str
-    file_size: int
+    file_size: int | None
     checksum_sha256: str | None
     radiology_order_id: OutsideId | None = None
     visit_id: OutsideId | None = None
@@ -155,8 +157,9 @@ def session_json(
     numeric = record.numeric_ids.split(",")
     ids = {name: present(getattr(record, name), name in numeric) for name in ID_FIELDS}
     root = f"{base_url}/api/v1/upload-sessions/{record.session_id}"
-    percent = 100 * bytes_received // record.file_size if record.file_size else 100
-    says = FOR_PEOPLE[record.status] + (f" {percent} %" if record.status is Status.BINARY_UPLOADING else "")
+    says = FOR_PEOPLE[record.status]
+    if record.status is Status.BINARY_UPLOADING and record.file_size:
+        says += f" {min(100, 100 * bytes_received // record.file_size)} %"
     body: dict[str, Any] = {
         "session_id": record.session_id, "visit_id": ids["visit_id"],
         "radiology_order_id": ids["radiology_order_id"], "status": record.status, "status_text": says,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from server.admission import NewUpload
 from server.auth import Principal, Role
 from server.errors import RequestError, SessionFailure
 from server.identifiers import OutsideId, parse_id
@@ -22,6 +23,7 @@ from server.sessions.schema import (
     CreateSession,
     NewSession,
     ReportFailure,
+    UploadBinary,
     canonical,
     new_session,
 )
@@ -61,13 +63,13 @@ class View:
 class SessionService:
     """The use cases. Raises RequestError; what moves a status is one unit of work."""
 
-    def __init__(self, store: Store, intake: Intake, readback: Readback, name_order: creation.NameOrder,
-                 max_size_bytes: int) -> None:
+    def __init__(
+        self, store: Store, intake: Intake, readback: Readback, name_order: creation.NameOrder
+    ) -> None:
         self._store = store
         self._intake = intake
         self._readback = readback
         self._name_order = name_order
-        self._max_size_bytes = max_size_bytes
 
     async def create(self, body: CreateSession, caller: Caller) -> tuple[int, creation.Created]:
         """`create_session/`: (201 or 200, what it came to)."""
@@ -75,8 +77,7 @@ class SessionService:
         if caller.visit is not None and body.radiology_order_id is None:
             raise RequestError("invalid_field", "radiology_order_id is needed under a visit",
                                field="radiology_order_id")
-        if body.file_size > self._max_size_bytes:
-            raise RequestError("file_too_large", f"at most {self._max_size_bytes} bytes are taken")
+        await self._intake.check_room(body.file_size)
         wanted: NewSession = new_session(body, caller.visit)
         created = await self._store.write(
             lambda tx: creation.create(tx, wanted, caller.who, self._name_order, caller.peer))
@@ -97,11 +98,15 @@ class SessionService:
 
         return await self._refusals_audited(session_id, caller, unit)
 
-    async def upload_binary(self, session_id: str, caller: Caller) -> tuple[SessionRecord, UploadRecord]:
+    async def upload_binary(
+        self, session_id: str, body: UploadBinary, caller: Caller
+    ) -> tuple[SessionRecord, UploadRecord]:
         """`upload_binary/`: the session and its upload; with every byte there ingest is started again."""
         record = await self._store.read(lambda tx: self._own(tx, session_id, caller))
+        encoded = body.encoded_size if body.content_encoding else None
+        new = NewUpload(encoded, {}, "", caller.peer, content_encoding=body.content_encoding)
         try:
-            handed = await self._intake.hand_out(record, caller.who, "", caller.peer)
+            handed = await self._intake.hand_out(record, caller.who, new)
         except RequestError as error:
             await self._audit_refusal(record, caller, error)
             raise
@@ -197,7 +202,7 @@ class SessionService:
             return uploads.live(tx, record.session_id), [image] if image else [], safe
 
         live, images, safe = await self._store.read(unit)
-        received = record.file_size if record.status in machine.STORED else 0
+        received = record.file_size or 0 if record.status in machine.STORED else 0
         if live is not None:
             received = live.offset_bytes
             if live.state is UploadState.OPEN:

@@ -1,20 +1,58 @@
-"""A request's body as a stream that keeps what arrived. Knows no upload.
+"""A request's body as a source of bytes that keeps what arrived. Knows no upload.
 
-Fact: when the client leaves, aiohttp raises out of the reader before it has given out what is already
-buffered. Those bytes reached us, so they are drained first and the loss is told after.
+Facts: when the client leaves, aiohttp raises out of the reader before it has given out what is already
+buffered. Those bytes reached us, so they are drained first and the loss is told after. A long body is read by
+a thread straight from its socket, which is twice as fast as through the loop; aiohttp's parser then never sees
+the end of it, so such a connection is closed after the answer.
 """
 
 import asyncio
+import os
+import select
+import socket
+import time
+from array import array
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from fcntl import ioctl
+from termios import FIONREAD
 
-from aiohttp import ClientConnectionError, StreamReader, web
+from aiohttp import ClientConnectionError, web
 
-from server.errors import RequestError
+from server.errors import AppError, RequestError
+from server.tus.interim import invite_body
 
-FLOOR_BYTES_PER_S = 256
-WINDOW_S = 60.0
-SEGMENT_BYTES = 64 * 1024 * 1024
-SEGMENT_S = 5.0
+LONG_BYTES = 4 * 1024 * 1024
+LOW_WATER_BYTES = 256 * 1024
+MOMENT_MS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How slow a body may be: at least `floor_bytes_per_s` over each `window_s`."""
+
+    floor_bytes_per_s: int = 256
+    window_s: float = 60.0
+
+
+class _Progress:
+    """Keeps account of one window after another."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self.ends_at = time.monotonic() + pace.window_s
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        self._bytes += count
+
+    def check(self) -> None:
+        """At the end of a window: RequestError `read_timeout` when too little came in it."""
+        if time.monotonic() < self.ends_at:
+            return
+        if self._bytes < self._pace.floor_bytes_per_s * self._pace.window_s or not self._bytes:
+            raise RequestError("read_timeout")
+        self.ends_at, self._bytes = time.monotonic() + self._pace.window_s, 0
 
 
 class _Stopped(TimeoutError):
@@ -22,62 +60,217 @@ class _Stopped(TimeoutError):
 
 
 class UploadBody:
-    """The body of one PATCH or POST, at most `limit` bytes of it. `bytes_read` counts what was given out."""
+    """The body of one request, at most `limit` bytes of it. `bytes_read` counts what was given out.
 
-    def __init__(self, content: StreamReader, limit: int, *, window_s: float = WINDOW_S) -> None:
-        self._content = content
+    Read it once, by `chunks` or by `read` after `open_socket`. Both raise what ended the body early, after every
+    byte that arrived was given: RequestError `upload_interrupted`, `upload_stopped`, `read_timeout`,
+    `upload_size_exceeded`, `server_shutdown`.
+    """
+
+    def __init__(self, request: web.Request, limit: int, pace: Pace) -> None:
+        self._request = request
+        self._content = request.content
         self._limit = limit
-        self._window_s = window_s
-        self._loop = asyncio.get_running_loop()
-        self._window_ends = self._loop.time() + window_s
-        self._window_bytes = 0
-        self._lost: BaseException | None = None
+        self._progress = _Progress(pace)
+        self._lost: AppError | None = None
+        self._wire: _Wire | None = None
         self.bytes_read = 0
         self.ended = False
 
+    @property
+    def declared_bytes(self) -> int | None:
+        """Content-Length; None for a chunked body."""
+        return self._request.content_length
+
     def stop(self) -> None:
-        """Make the reader leave now: a newcomer has taken the upload over."""
-        if not self.ended and self._lost is None:
+        """Make the reader leave now: a newcomer has taken the upload over. May be called more than once."""
+        if self._wire is not None:
+            self._wire.stop()
+        elif not self.ended and self._lost is None:
             self._content.set_exception(_Stopped())
 
-    async def segment(self) -> AsyncGenerator[bytes, None]:
-        """Chunks up to the next point at which bytes must be made durable (contract §2), or the body's end.
+    # --- through the loop ---------------------------------------------------------------------------
 
-        Raises what ended the body early, after every byte that arrived was given: RequestError
-        `upload_interrupted`, `upload_stopped`, `read_timeout`, `upload_size_exceeded`.
-        """
-        started, given = self._loop.time(), 0
-        while given < SEGMENT_BYTES and self._loop.time() - started < SEGMENT_S:
-            chunk = await self._next()
-            if not chunk:
-                self.ended = True
-                return
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body as it comes."""
+        await invite_body(self._request)
+        while chunk := await self._next():
             room = self._limit - self.bytes_read
             self.bytes_read += min(room, len(chunk))
-            given += len(chunk)
             if room:
                 yield chunk[:room]
             if len(chunk) > room:
                 raise RequestError("upload_size_exceeded")
+        self.ended = True
 
     async def _next(self) -> bytes:
-        if self._lost is not None:
-            raise self._lost
-        try:
-            async with asyncio.timeout_at(self._window_ends):
-                chunk = await self._content.readany()
-        except _Stopped:
-            self._lost = RequestError("upload_stopped")
-        except TimeoutError:
-            if self._window_bytes < FLOOR_BYTES_PER_S * self._window_s:
-                self._lost = RequestError("read_timeout")
-            self._window_ends, self._window_bytes = self._loop.time() + self._window_s, 0
-            return await self._next()
-        except (ConnectionResetError, ClientConnectionError, web.RequestPayloadError, RuntimeError, OSError):
-            self._lost = RequestError("upload_interrupted")
-        else:
-            self._window_bytes += len(chunk)
-            return chunk
+        while self._lost is None:
+            try:
+                async with asyncio.timeout(max(0.0, self._progress.ends_at - time.monotonic())):
+                    chunk = await self._content.readany()
+            except _Stopped:
+                self._lost = RequestError("upload_stopped")
+            except TimeoutError:
+                try:
+                    self._progress.check()
+                except RequestError as error:
+                    self._lost = error
+            except (ConnectionResetError, ClientConnectionError, web.RequestPayloadError, RuntimeError, OSError):
+                self._lost = RequestError("upload_interrupted")
+            else:
+                self._progress.add(len(chunk))
+                return chunk
         # aiohttp has no public way to read what is buffered behind an exception
         rest: bytes = self._content._read_nowait(-1)
-        return rest or await self._next()
+        if not rest:
+            raise self._lost
+        return rest
+
+    # --- past the loop ------------------------------------------------------------------------------
+
+    async def open_socket(self) -> bool:
+        """Get ready for `read`, if this body is worth it: long, its length declared, on a plain TCP connection."""
+        transport, declared = self._request.transport, self.declared_bytes
+        if declared is None or declared < LONG_BYTES or declared > self._limit or transport is None:
+            return False
+        connection = transport.get_extra_info("socket")
+        if connection is None or transport.get_extra_info("ssl_object") is not None or self._content.exception():
+            return False
+        await invite_body(self._request)
+        if transport.is_closing():
+            return False
+        buffered = self._drain()
+        if transport.is_reading():
+            transport.pause_reading()
+        descriptor = socket.socket(fileno=os.dup(connection.fileno()))
+        self._wire = _Wire(descriptor, buffered, declared - len(buffered), self._progress)
+        return True
+
+    def _drain(self) -> bytes:
+        """All that aiohttp has received. Reading what is buffered makes its parser go on with what it held back."""
+        came = []
+        while chunk := self._content._read_nowait(-1):  # no public way to read without waiting
+            came.append(chunk)
+        return b"".join(came)
+
+    def read(self, buffer: memoryview) -> int:
+        """Fill `buffer` from the socket, waiting in the caller's thread; 0 at the end."""
+        assert self._wire is not None, "open_socket() came first"
+        count = self._wire.read(buffer)
+        self.bytes_read += count
+        self.ended = count == 0
+        return count
+
+    def close_socket(self) -> None:
+        """After the last `read`: the connection is for the answer only now."""
+        assert self._wire is not None, "open_socket() came first"
+        self._wire.close()
+        if self.ended:
+            self._content.feed_eof()  # the parser has not seen the end, and must not wait for it
+            return
+        transport = self._request.transport
+        if transport is not None and not transport.is_closing():
+            transport.resume_reading()  # the rest is read and thrown away, so that the client gets to read the answer
+
+    @property
+    def spoils_connection(self) -> bool:
+        """Whether the connection can carry no further request."""
+        return self._wire is not None
+
+
+class _Wire:
+    """The rest of a body on its socket. `read` runs in one thread, `stop` may come from another."""
+
+    def __init__(self, connection: socket.socket, buffered: bytes, remaining: int, progress: _Progress) -> None:
+        self._socket = connection
+        self._buffered = memoryview(buffered)
+        self._remaining = remaining
+        self._progress = progress
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closed = False
+        self._lost: RequestError | None = None
+        self._left_after_stop: int | None = None
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN | select.POLLRDHUP)
+        self._poll.register(self._bell, select.POLLIN)
+
+    def stop(self) -> None:
+        """What lies in the socket now is still read, then the reading ends."""
+        if not self._closed:
+            os.eventfd_write(self._bell, 1)
+
+    def close(self) -> None:
+        """Let go of the descriptors; the connection itself is aiohttp's."""
+        if not self._closed:
+            self._closed = True
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            self._socket.close()
+            os.close(self._bell)
+
+    def read(self, buffer: memoryview) -> int:
+        """As much as there is within a moment, at least one byte, unless the body ends."""
+        if self._buffered:
+            count = min(len(buffer), len(self._buffered))
+            buffer[:count], self._buffered = self._buffered[:count], self._buffered[count:]
+            return count
+        count = 0
+        while count < len(buffer) and self._lost is None:
+            wanted = min(len(buffer) - count, self._wanted())
+            if wanted == 0:
+                break
+            try:
+                got = self._socket.recv_into(buffer[count:], wanted, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if not self._wait(wanted, only_a_moment=count > 0):
+                    break
+                continue
+            except OSError:
+                got = 0
+            if got == 0:
+                self._lost = RequestError("upload_interrupted")
+                break
+            count += got
+            self._took(got)
+        if count == 0 and self._lost is not None:
+            raise self._lost
+        return count
+
+    def _wanted(self) -> int:
+        if self._left_after_stop is None:
+            return self._remaining
+        if self._left_after_stop == 0 and self._remaining:
+            self._lost = RequestError("upload_stopped")
+        return min(self._left_after_stop, self._remaining)
+
+    def _took(self, count: int) -> None:
+        self._remaining -= count
+        self._progress.add(count)
+        if self._left_after_stop is not None:
+            self._left_after_stop -= count
+
+    def _wait(self, wanted: int, *, only_a_moment: bool) -> bool:
+        """Until there is something worth reading; False when only a moment was given and it has passed."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(LOW_WATER_BYTES, wanted))
+        while True:
+            # a slow line never reaches the low water mark: what it brought is looked for every moment
+            found = dict(self._poll.poll(MOMENT_MS))
+            if self._bell in found and self._left_after_stop is None:
+                waiting = array("i", [0])
+                ioctl(self._socket, FIONREAD, waiting)
+                self._left_after_stop = waiting[0]
+                self._poll.unregister(self._bell)
+                return True
+            if found or self._has_bytes():
+                return True
+            if only_a_moment:
+                return False
+            try:
+                self._progress.check()
+            except RequestError as error:
+                self._lost = error
+                return True
+
+    def _has_bytes(self) -> bool:
+        waiting = array("i", [0])
+        ioctl(self._socket, FIONREAD, waiting)
+        return waiting[0] > 0

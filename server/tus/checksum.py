@@ -3,8 +3,21 @@
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator
 
-ALGORITHMS = {"sha1": 20, "sha256": 32, "md5": 16}
-"""Name on the wire → length of the digest in bytes. sha1 MUST be there (checksum extension)."""
+
+def _offered() -> dict[str, int]:
+    offered = {}
+    for name in sorted(hashlib.algorithms_available):
+        try:
+            size = hashlib.new(name, usedforsecurity=False).digest_size
+        except ValueError:
+            continue  # listed by OpenSSL, but switched off in it
+        if size:  # SHAKE has no length of its own
+            offered[name] = size
+    return offered
+
+
+ALGORITHMS = _offered()
+"""Name on the wire → length of the digest in bytes. sha1 MUST be there (checksum, Tus-Checksum-Algorithm)."""
 
 
 class RunningDigest:

@@ -1,189 +1,115 @@
-"""`/files`: one handler per verb: parse, call the use case, answer in the words of tus 1.0.0."""
-
-import re
-from collections.abc import Awaitable, Callable
-from urllib.parse import quote
+"""tus 1.0.0 on `/files`: one handler per verb: parse, call the use case, answer in its words."""
 
 from aiohttp import hdrs, web
 
-from server.admission import NewUpload, UploadPolicy, Verdict
-from server.auth import principal_of
+from server.admission import NewUpload, UploadPolicy
+from server.auth import Principal, principal_of
 from server.errors import AppError, RequestError
-from server.middleware import as_app_error, problem
+from server.middleware import problem
 from server.tus import protocol
-from server.tus.body import UploadBody
-from server.tus.checksum import ALGORITHMS
-from server.tus.uploads import Uploads
-from storage import uploads as upload_rows
-from storage.blobs.base import LocalPath, sealed
-from storage.errors import StorageError
+from server.tus.answers import check_plain_body, failure_headers, progress_of, state_of, with_verdict
+from server.tus.body import Pace, UploadBody
+from server.tus.links import Links
+from server.tus.protocol import ChecksumClaim
+from server.tus.representation import parse_coding
+from server.tus.uploads import Patched, Terms, Uploads
 from storage.records import UploadRecord, UploadState
-from storage.store import Store
-
-UPLOAD_ID = re.compile(r"[0-9a-f-]{36}")
-SAFE_TYPES = frozenset({"application/dicom", "image/png", "image/jpeg", "application/pdf"})
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class TusHandlers:
-    """One method per verb."""
+    """One method per verb. Raises AppError and storage.errors, which `failure` words."""
 
-    def __init__(
-        self, store: Store, uploads: Uploads, policy: UploadPolicy, base_url: Callable[[web.Request], str],
-        max_size_bytes: int,
-    ) -> None:
-        self._store = store
+    def __init__(self, uploads: Uploads, policy: UploadPolicy, links: Links, pace: Pace, max_size_bytes: int) -> None:
         self._uploads = uploads
         self._policy = policy
-        self._base_url = base_url
+        self._links = links
+        self._pace = pace
         self._max_size_bytes = max_size_bytes
-
-    def routes(self) -> list[web.RouteDef]:
-        """The routes of `/files`."""
-        verbs: list[tuple[str, str, Handler]] = [
-            ("OPTIONS", "/files", self.options), ("OPTIONS", "/files/", self.options),
-            ("OPTIONS", "/files/{upload_id}", self.options),
-            ("POST", "/files", self.post), ("POST", "/files/", self.post),
-            ("HEAD", "/files/{upload_id}", self.head), ("PATCH", "/files/{upload_id}", self.patch),
-            ("DELETE", "/files/{upload_id}", self.delete),
-        ]
-        return [*(web.route(method, path, _spoken(handler)) for method, path, handler in verbs),
-                web.get("/files/{upload_id}", _spoken(self.get), allow_head=False)]
-
-    async def options(self, _request: web.Request) -> web.Response:
-        """What this server speaks; needs neither token nor Tus-Resumable (core, OPTIONS)."""
-        return web.Response(status=204, headers={
-            "Tus-Version": protocol.VERSION, "Tus-Extension": ",".join(protocol.EXTENSIONS),
-            "Tus-Max-Size": str(self._max_size_bytes), "Tus-Checksum-Algorithm": ",".join(ALGORITHMS)})
 
     async def post(self, request: web.Request) -> web.Response:
         """Creation, with the first bytes in its body where it has any (creation-with-upload)."""
         _check_version(request)
-        length, body_bytes = _declared_length(request), request.content_length
-        has_body = request.body_exists and body_bytes != 0
+        who = principal_of(request)
+        concat = request.headers.get(protocol.UPLOAD_CONCAT)
+        parts = await self._parts(concat, who) if concat is not None else []
+        length = _total(parts) if parts else protocol.parse_deferred(request.headers)
+        has_body = request.body_exists and request.content_length != 0
+        if parts and (has_body or protocol.UPLOAD_LENGTH in request.headers):
+            raise RequestError("invalid_header", "a final upload has neither a length nor a body of its own")
         if has_body:
-            _check_body(request, length)
-        claim = _claim(request)
+            check_plain_body(request, self._max_size_bytes if length is None else length, protocol.OFFSET_CONTENT_TYPE)
+            _check_no_coding(request)
+        claims = _claims(request)
         raw = request.headers.get(protocol.UPLOAD_METADATA, "")
-        new = NewUpload(length, protocol.parse_metadata(raw), raw, request.remote)
-        admission = await self._policy.admit(new, principal_of(request))
-        upload = admission.upload
-        location = f"{self._base_url(request)}/files/{upload.upload_id}"
-        offset, verdict = upload.offset_bytes, None
+        metadata = protocol.parse_metadata(raw)
+        coding = parse_coding(metadata.get("content_encoding", b"").decode("ascii", "replace"))
+        admission = await self._policy.admit(
+            NewUpload(length, metadata, raw, request.remote, concat, tuple(part.upload_id for part in parts), coding),
+            who)
+        upload, patched = admission.upload, None
         if not admission.created:
-            offset = await self._uploads.settled_offset(upload)
+            upload, offset = await self._uploads.settled(upload)
+        elif parts:
+            verdict = await self._uploads.complete(upload.upload_id, request.remote)
+            patched = Patched(*await self._uploads.settled(upload), verdict)
         elif has_body or length == 0:
-            body = UploadBody(request.content, length)
-            patched = await self._uploads.patch(upload, 0, body, claim, request.remote)
-            upload, offset, verdict = patched.upload, patched.offset, patched.verdict
-        response = _verdict_response(verdict, 201, _state_headers(upload, offset, progress_only=True))
-        response.headers[hdrs.LOCATION] = location
+            body = UploadBody(request, self._uploads.room(upload, 0), self._pace)
+            patched = await self._uploads.append(upload, 0, body, Terms(request.remote, claims))
+        if patched is not None:
+            upload, offset = patched.upload, patched.offset
+        elif admission.created:
+            offset = upload.offset_bytes
+        headers = progress_of(upload, offset)
+        if upload.is_final and upload.state is not UploadState.FINISHED and patched and patched.verdict is None:
+            del headers[protocol.UPLOAD_OFFSET]
+        response = with_verdict(patched.verdict if patched else None, 201, headers)
+        response.headers[hdrs.LOCATION] = self._links.upload_url(request, upload.upload_id)
         if has_body and not admission.created:
             response.force_close()  # the body is not read: its upload was there before
         return response
 
+    async def _parts(self, concat: str, who: Principal) -> list[UploadRecord]:
+        parts = [await self._uploads.find(one, who, reading=False) for one in protocol.parse_concat(concat)]
+        if not all(part.is_partial for part in parts):
+            raise RequestError("invalid_header", "only partial uploads can be joined", header=protocol.UPLOAD_CONCAT)
+        return parts
+
     async def head(self, request: web.Request) -> web.Response:
         """The offset to go on from; takes an unfinished upload over (contract §5)."""
         _check_version(request)
-        upload = await self._find(request, reading=True)
-        offset = await self._uploads.settled_offset(upload)
-        headers = _state_headers(await self._row(upload), offset)
-        if upload.upload_metadata:
-            headers[protocol.UPLOAD_METADATA] = upload.upload_metadata
-        return web.Response(status=200, headers=headers)
+        upload, offset = await self._uploads.settled(await self._links.find(request, reading=True))
+        return web.Response(status=200, headers=state_of(upload, offset, self._max_size_bytes))
 
     async def patch(self, request: web.Request) -> web.Response:
         """Bytes at an offset."""
         _check_version(request)
         offset = protocol.parse_number(protocol.UPLOAD_OFFSET, request.headers.get(protocol.UPLOAD_OFFSET))
-        claim = _claim(request)
-        upload = await self._find(request, reading=False)
-        room = max(0, upload.length_bytes - offset)
-        _check_body(request, room, beyond=offset > upload.length_bytes)
-        body = UploadBody(request.content, room)
-        patched = await self._uploads.patch(upload, offset, body, claim, request.remote)
-        return _verdict_response(patched.verdict, 204, _state_headers(patched.upload, patched.offset, True))
+        length = request.headers.get(protocol.UPLOAD_LENGTH)
+        terms = Terms(request.remote, _claims(request),
+                      protocol.parse_number(protocol.UPLOAD_LENGTH, length) if length is not None else None)
+        upload = await self._links.find(request, reading=False)
+        room = self._uploads.room(upload, offset)
+        if upload.length_bytes is None and terms.length_bytes is not None:
+            room = max(0, terms.length_bytes - offset)
+        if upload.length_bytes is None or offset <= upload.length_bytes:  # beyond it is a wrong offset, told as such
+            check_plain_body(request, room, protocol.OFFSET_CONTENT_TYPE)
+        _check_no_coding(request)
+        body = UploadBody(request, room, self._pace)
+        patched = await self._uploads.append(upload, offset, body, terms)
+        response = with_verdict(patched.verdict, 204, progress_of(patched.upload, patched.offset))
+        if body.spoils_connection:
+            response.force_close()
+        return response
 
     async def delete(self, request: web.Request) -> web.Response:
         """Termination."""
         _check_version(request)
-        await self._uploads.delete(await self._find(request, reading=False), principal_of(request))
+        await self._uploads.delete(await self._links.find(request, reading=False), principal_of(request))
         return web.Response(status=204)
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
-        """The bytes of a finished upload, with Range; needs no Tus-Resumable, being plain HTTP."""
-        upload = await self._find(request, reading=True)
-        refusal = await self._policy.refusal(upload)
-        if refusal is not None:
-            raise refusal
-        if upload.state is not UploadState.FINISHED or upload.blob_sha256 is None:
-            raise RequestError("not_synced", "the upload is not finished")
-        if not isinstance(self._store.blobs, LocalPath):
-            raise RequestError("not_found")
-        declared = protocol.parse_metadata(upload.upload_metadata)
-        kind = (declared.get("filetype") or declared.get("type") or b"").decode(errors="replace")
-        name = (declared.get("filename") or declared.get("name") or b"upload").decode(errors="replace")
-        return web.FileResponse(self._store.blobs.path(sealed(upload.site, upload.blob_sha256)), headers={
-            "Content-Type": kind if kind in SAFE_TYPES else "application/octet-stream",
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",  # RFC 6266 §4.3
-            "X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"})
-
-    async def _find(self, request: web.Request, *, reading: bool) -> UploadRecord:
-        upload_id = request.match_info["upload_id"]
-        if not UPLOAD_ID.fullmatch(upload_id):
-            raise RequestError("not_found", "there is no such upload")
-        return await self._uploads.find(upload_id, principal_of(request), reading=reading)
-
-    async def _row(self, upload: UploadRecord) -> UploadRecord:
-        return await self._store.read(lambda tx: upload_rows.get(tx, upload.upload_id))
-
-
-def _spoken(handler: Handler) -> Handler:
-    """Every answer carries Tus-Resumable (core, Tus-Resumable), failures too; those with bytes unread close."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        try:
-            response = await handler(request)
-        except (AppError, StorageError) as error:
-            response = _failure(request, as_app_error(error))
-        if not response.prepared:
-            response.headers[protocol.TUS_RESUMABLE] = protocol.VERSION
-            # MUST keep proxies from caching what changes (core, HEAD)
-            response.headers.setdefault("Cache-Control", "no-store")
-        return response
-
-    return answer
-
-
-def _failure(request: web.Request, error: AppError) -> web.Response:
-    headers = {}
-    if error.status == 412:
-        headers["Tus-Version"] = protocol.VERSION  # MUST (core, Tus-Version)
-    if "upload_offset" in error.members:
-        headers[protocol.UPLOAD_OFFSET] = str(error.members["upload_offset"])
-    response = problem(error, headers)
-    if request.body_exists and not request.content.is_eof():
-        response.force_close()  # answer early rather than read a body that will be thrown away
-    return response
-
-
-def _state_headers(upload: UploadRecord, offset: int, progress_only: bool = False) -> dict[str, str]:
-    headers = {protocol.UPLOAD_OFFSET: str(offset)}
-    if not progress_only:
-        headers[protocol.UPLOAD_LENGTH] = str(upload.length_bytes)
-    if upload.state is UploadState.OPEN:
-        headers[protocol.UPLOAD_EXPIRES] = protocol.format_expires(upload.expires_at)
-    return headers
-
-
-def _verdict_response(verdict: Verdict | None, status: int, headers: dict[str, str]) -> web.Response:
-    """The verdict when it is known (contract §5): Packhorse-Status, or a problem when the content was refused."""
-    if verdict is None:
-        return web.Response(status=status, headers=headers)
-    headers = {**headers, protocol.PACKHORSE_STATUS: verdict.status}
-    if verdict.failure is not None:
-        return problem(verdict.failure, headers)
-    return web.Response(status=status, headers=headers)
+    def failure(self, error: AppError) -> web.Response:
+        """A failure in tus's words."""
+        return problem(error, failure_headers(error))
 
 
 def _check_version(request: web.Request) -> None:
@@ -191,27 +117,17 @@ def _check_version(request: web.Request) -> None:
         raise RequestError("unsupported_version")
 
 
-def _declared_length(request: web.Request) -> int:
-    if protocol.UPLOAD_DEFER_LENGTH in request.headers or protocol.UPLOAD_CONCAT in request.headers:
-        raise RequestError("invalid_header", "this extension is not offered: see OPTIONS")
-    return protocol.parse_number(protocol.UPLOAD_LENGTH, request.headers.get(protocol.UPLOAD_LENGTH))
-
-
-def _check_body(request: web.Request, room: int, *, beyond: bool = False) -> None:
-    """Everything that the headers tell against a body, before its first byte is read.
-
-    `beyond`: the offset passes the length, which the use case tells as a wrong offset.
-    """
-    if request.content_type != protocol.OFFSET_CONTENT_TYPE:
-        raise RequestError("unsupported_media_type", f"Content-Type must be {protocol.OFFSET_CONTENT_TYPE}")
+def _check_no_coding(request: web.Request) -> None:
     if hdrs.CONTENT_ENCODING in request.headers:
-        raise RequestError("unsupported_media_type", "Content-Encoding is not taken here")
-    if hdrs.TRAILER in request.headers:
-        raise RequestError("invalid_header", "trailers are not read: send Upload-Checksum as a header")
-    if request.content_length is not None and request.content_length > room and not beyond:
-        raise RequestError("upload_size_exceeded", f"the upload has room for {room} bytes from there")
+        raise RequestError("unsupported_media_type", "say content_encoding in Upload-Metadata instead")
 
 
-def _claim(request: web.Request) -> protocol.ChecksumClaim | None:
+def _total(parts: list[UploadRecord]) -> int | None:
+    """The length of the whole, None while a part's is not known (concatenation-unfinished)."""
+    lengths = [part.length_bytes for part in parts]
+    return sum(length for length in lengths if length is not None) if None not in lengths else None
+
+
+def _claims(request: web.Request) -> tuple[ChecksumClaim, ...]:
     text = request.headers.get(protocol.UPLOAD_CHECKSUM)
-    return protocol.parse_checksum(text) if text is not None else None
+    return (protocol.parse_checksum(text),) if text is not None else ()

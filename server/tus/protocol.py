@@ -12,7 +12,10 @@ from server.errors import RequestError
 from server.tus.checksum import ALGORITHMS
 
 VERSION = "1.0.0"
-EXTENSIONS = ("creation", "creation-with-upload", "termination", "checksum", "expiration")
+EXTENSIONS = (
+    "creation", "creation-with-upload", "creation-defer-length", "termination", "checksum", "expiration",
+    "concatenation", "concatenation-unfinished",
+)
 OFFSET_CONTENT_TYPE = "application/offset+octet-stream"
 
 TUS_RESUMABLE = "Tus-Resumable"
@@ -23,11 +26,14 @@ UPLOAD_CHECKSUM = "Upload-Checksum"
 UPLOAD_EXPIRES = "Upload-Expires"
 UPLOAD_DEFER_LENGTH = "Upload-Defer-Length"
 UPLOAD_CONCAT = "Upload-Concat"
+METHOD_OVERRIDE = "X-HTTP-Method-Override"
 PACKHORSE_STATUS = "Packhorse-Status"
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _KEY = re.compile(r"[^\s,]{1,255}")
 MAX_METADATA_KEYS = 64
+MAX_PARTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,40 @@ def parse_number(name: str, text: str | None) -> int:
     if text is None or not _NUMBER.fullmatch(text):
         raise RequestError("invalid_header", f"{name} must be a non-negative integer", header=name)
     return int(text)
+
+
+def is_upload_id(text: str) -> bool:
+    """Whether `text` can be the last part of an upload's URL."""
+    return _UPLOAD_ID.fullmatch(text) is not None
+
+
+def parse_deferred(headers: Mapping[str, str]) -> int | None:
+    """The length that a creation declares, None when it defers it (creation-defer-length).
+
+    RequestError `invalid_header` unless exactly one of Upload-Length and Upload-Defer-Length: 1 is there.
+    """
+    deferred = headers.get(UPLOAD_DEFER_LENGTH)
+    if deferred is None:
+        return parse_number(UPLOAD_LENGTH, headers.get(UPLOAD_LENGTH))
+    if deferred != "1" or UPLOAD_LENGTH in headers:
+        raise RequestError("invalid_header", "Upload-Defer-Length must be 1, without Upload-Length",
+                           header=UPLOAD_DEFER_LENGTH)
+    return None
+
+
+def parse_concat(text: str) -> tuple[str, ...]:
+    """The ids of the parts that Upload-Concat names; none for `partial` (concatenation, Upload-Concat).
+
+    RequestError `invalid_header` for anything that is neither `partial` nor `final;` and URLs of uploads.
+    """
+    if text == "partial":
+        return ()
+    kind, _, urls = text.partition(";")
+    ids = tuple(url.rstrip("/").rsplit("/", 1)[-1] for url in urls.split())
+    if kind != "final" or not 1 <= len(ids) <= MAX_PARTS or not all(map(is_upload_id, ids)):
+        raise RequestError("invalid_header", "it is partial, or final; and the URLs of its parts",
+                           header=UPLOAD_CONCAT)
+    return ids
 
 
 def parse_metadata(text: str) -> dict[str, bytes]:

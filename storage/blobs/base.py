@@ -1,6 +1,6 @@
 """The BlobStore seam: staged bytes that grow, sealed bytes that never change."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -51,20 +51,18 @@ class BlobStore(Protocol):
     Everything raises storage.errors only: NotFound, NoSpace, StorageIO.
     """
 
-    async def create(self, key: BlobKey) -> None:
-        """Make an empty staged blob whose name survives a crash. Conflict when it is there."""
-        ...
-
     async def size(self, key: BlobKey) -> int:
-        """How many bytes survived, in bytes."""
+        """How many bytes survived, in bytes; 0 for staged bytes of which none was ever written."""
         ...
 
-    async def append(self, key: BlobKey, offset: int, chunks: AsyncIterable[bytes]) -> int:
+    async def append(self, key: BlobKey, offset: int, chunks: AsyncIterable[bytes], *, flush: bool = True) -> int:
         """Write `chunks` from `offset` on and return the new size, all of it on the medium.
 
+        Without `flush` it is in the medium's cache only, for a caller who seals at once.
         OffsetMismatch when `offset` is not the size. What `chunks` raises goes on to the caller after
         every byte given before it was written (not necessarily flushed): `size` tells how many.
         FlushFailed: nothing since the last return is known to be durable; never append again.
+        NoSpace also when writing on would leave less room than the store keeps in reserve.
         """
         ...
 
@@ -86,6 +84,28 @@ class BlobStore(Protocol):
 
     async def delete(self, key: BlobKey) -> None:
         """Forget the bytes; a key that is not there is no error."""
+        ...
+
+
+Source = Callable[[memoryview], int]
+"""Fills a buffer, waiting in its own thread: gives the count, 0 at the end; what it raises ends the receiving."""
+
+
+@runtime_checkable
+class Receives(Protocol):
+    """A store that takes bytes from a blocking source in threads of its own, for long bodies."""
+
+    async def receive(self, key: BlobKey, offset: int, source: Source, on_durable: Callable[[int], None]) -> int:
+        """Like `append`; `on_durable` is called in the loop with each size that has reached the medium on the way."""
+        ...
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """A store that knows how much room is left."""
+
+    async def room_bytes(self) -> int:
+        """Bytes that can still be taken, the reserve left out."""
         ...
 
 

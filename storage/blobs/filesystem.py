@@ -8,17 +8,22 @@ import asyncio
 import errno
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from storage.blobs.base import BlobKey, Sealed, Span, sealed
+from storage.blobs.base import BlobKey, Sealed, Source, Span, sealed
+from storage.blobs.receiving import Receiving
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound, OffsetMismatch, StorageIO
 from storage.records import Sha256
 
 BATCH_BYTES = 512 * 1024
 READ_BYTES = 1024 * 1024
+RECEIVERS = 32
+Buffer = bytes | memoryview
 T = TypeVar("T")
 
 
@@ -36,14 +41,14 @@ def _storage_errors() -> Iterator[None]:
         raise StorageIO(f"the file system failed: {errno.errorcode.get(error.errno or 0, 'unknown')}") from error
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def _in_thread(work: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
     """Run file work off the loop. Shielded: a cancelled caller never leaves a file half written."""
 
     def guarded() -> T:
         with _storage_errors():
             return work()
 
-    task = asyncio.ensure_future(asyncio.to_thread(guarded))
+    task = asyncio.get_running_loop().run_in_executor(pool, guarded)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -68,7 +73,31 @@ def _make_directory(path: Path) -> None:
     _sync_directory(path.parent)
 
 
-def _write_all(descriptor: int, offset: int, content: bytes) -> None:
+async def _batches(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """`chunks` in pieces that are worth a write each; what came before a failure is given out before it."""
+    batch: list[bytes] = []
+    batched = 0
+    failure: BaseException | None = None
+    try:
+        async for chunk in chunks:
+            batch.append(chunk)
+            batched += len(chunk)
+            if batched >= BATCH_BYTES:
+                yield batch[0] if len(batch) == 1 else b"".join(batch)
+                batch, batched = [], 0
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised again below, after what arrived
+        failure = error
+    if batch:
+        yield b"".join(batch)
+    if failure is not None:
+        raise failure
+
+
+def _free_bytes(status: os.statvfs_result) -> int:
+    return status.f_bavail * status.f_frsize
+
+
+def _write_all(descriptor: int, offset: int, content: Buffer) -> None:
     view = memoryview(content)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -95,11 +124,40 @@ def _digest_of(path: Path, *, from_medium: bool) -> tuple[Sha256, int]:
     return Sha256(digest.hexdigest()), size
 
 
-class FilesystemBlobs:
-    """BlobStore on a directory; also Truncates, LocalPath, Lists."""
+class _RunningDigests:
+    """SHA-256 of staged bytes as they come, by key and size; the oldest are forgotten, and hashed again at the end."""
 
-    def __init__(self, root: Path) -> None:
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[BlobKey, tuple[int, hashlib._Hash]] = OrderedDict()
+
+    def take(self, key: BlobKey, size: int) -> "hashlib._Hash | None":
+        """The digest over the first `size` bytes; it is the caller's until `keep`."""
+        known_size, digest = self._known.pop(key, (-1, None))
+        if known_size == size:
+            return digest
+        return hashlib.sha256() if size == 0 else None
+
+    def keep(self, key: BlobKey, size: int, digest: "hashlib._Hash | None") -> None:
+        """`digest` has now seen the first `size` bytes."""
+        if digest is not None:
+            self._known[key] = (size, digest)
+            if len(self._known) > self.MOST:
+                self._known.popitem(last=False)
+
+
+class FilesystemBlobs:
+    """BlobStore on a directory; also Receives, Measures, Truncates, LocalPath, Lists.
+
+    `reserve_bytes` of the medium are never touched, so that the database beside the blobs can go on.
+    """
+
+    def __init__(self, root: Path, reserve_bytes: int = 0) -> None:
         self._root = root
+        self._reserve_bytes = reserve_bytes
+        self._digests = _RunningDigests()
+        self._receivers = ThreadPoolExecutor(RECEIVERS, "receiver")
         _make_directory(root)
 
     def path(self, key: BlobKey) -> Path:
@@ -108,77 +166,124 @@ class FilesystemBlobs:
             return self._root / "sealed" / f"site-{key.site}" / key.name[:2] / key.name
         return self._root / "staging" / f"site-{key.site}" / key.name
 
-    async def create(self, key: BlobKey) -> None:
-        """Make an empty file and fsync its directory."""
-        path = self.path(key)
-
-        def work() -> None:
-            _make_directory(path.parent)
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-            _sync_directory(path.parent)
-
-        await _in_thread(work)
-
     async def size(self, key: BlobKey) -> int:
         """The file's size in bytes."""
-        return await _in_thread(lambda: self.path(key).stat().st_size)
+        path = self.path(key)
+        with _storage_errors():
+            try:
+                return path.stat().st_size
+            except FileNotFoundError:
+                if key.area == "staging":
+                    return 0
+                raise
 
-    async def append(self, key: BlobKey, offset: int, chunks: AsyncIterable[bytes]) -> int:
-        """Write at the offset in batches, keep all that arrived, flush at the end."""
-        descriptor = await _in_thread(lambda: os.open(self.path(key), os.O_WRONLY | os.O_CLOEXEC))
+    async def room_bytes(self) -> int:
+        """What the file system has left for us beyond the reserve."""
+        with _storage_errors():
+            return max(0, _free_bytes(os.statvfs(self._root)) - self._reserve_bytes)
+
+    def _open(self, key: BlobKey, offset: int) -> tuple[int, bool]:
+        """The staged file, ready to be written at its end: (descriptor, whether it was made now)."""
+        path = self.path(key)
         try:
-            if os.fstat(descriptor).st_size != offset:
-                raise OffsetMismatch("the append does not start at the end")
-            end = await self._write_batches(descriptor, offset, chunks)
-            await _in_thread(lambda: _flush(descriptor))
+            descriptor, made = os.open(path, os.O_WRONLY | os.O_CLOEXEC), False
+        except FileNotFoundError:
+            if offset != 0:
+                raise
+            _make_directory(path.parent)
+            descriptor, made = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600), True
+        if os.fstat(descriptor).st_size != offset:
+            os.close(descriptor)
+            raise OffsetMismatch("the append does not start at the end")
+        return descriptor, made
+
+    def _write(self, descriptor: int, content: Buffer, offset: int) -> None:
+        if _free_bytes(os.fstatvfs(descriptor)) < self._reserve_bytes:
+            raise NoSpace("the disk is full but for its reserve")
+        _write_all(descriptor, offset, content)
+
+    async def append(self, key: BlobKey, offset: int, chunks: AsyncIterable[bytes], *, flush: bool = True) -> int:
+        """Write at the offset in batches, keep all that arrived, flush at the end."""
+        with _storage_errors():
+            descriptor, made = self._open(key, offset)
+        digest, end = self._digests.take(key, offset), offset
+        try:
+            async for batch in _batches(chunks):
+
+                def write(content: bytes = batch, position: int = end) -> None:
+                    self._write(descriptor, content, position)
+                    if digest is not None:
+                        digest.update(content)
+
+                await _in_thread(write)
+                end += len(batch)
+            if flush:
+                await _in_thread(lambda: self._flush_all(descriptor, key, made))
             return end
         finally:
+            if os.fstat(descriptor).st_size == end:
+                self._digests.keep(key, end, digest)
             os.close(descriptor)
 
-    async def _write_batches(self, descriptor: int, offset: int, chunks: AsyncIterable[bytes]) -> int:
-        batch: list[bytes] = []
-        batched = 0
+    def _flush_all(self, descriptor: int, key: BlobKey, made: bool) -> None:
+        _flush(descriptor)
+        if made:
+            _sync_directory(self.path(key).parent)
 
-        async def write() -> None:
-            nonlocal batch, batched, offset
-            content = batch[0] if len(batch) == 1 else b"".join(batch)
-            batch, batched, start = [], 0, offset
-            offset += len(content)
-            await _in_thread(lambda: _write_all(descriptor, start, content))
+    async def receive(self, key: BlobKey, offset: int, source: Source, on_durable: Callable[[int], None]) -> int:
+        """Receive in threads; see receiving.py."""
+        loop = asyncio.get_running_loop()
 
+        def durable(size: int) -> None:
+            loop.call_soon_threadsafe(on_durable, size)
+
+        return await _in_thread(lambda: self._receive(key, offset, source, durable), self._receivers)
+
+    def _receive(self, key: BlobKey, offset: int, source: Source, on_durable: Callable[[int], None]) -> int:
+        descriptor, made = self._open(key, offset)
+        digest = self._digests.take(key, offset)
+        receiving = Receiving(
+            offset, source, write=lambda content, position: self._write(descriptor, content, position),
+            flush=lambda: self._flush_all(descriptor, key, made),
+            digest=digest.update if digest is not None else len, on_durable=on_durable)
         try:
-            async for chunk in chunks:
-                batch.append(chunk)
-                batched += len(chunk)
-                if batched >= BATCH_BYTES:
-                    await write()
+            return receiving.run()
         finally:
-            if batch:  # a dropped connection is normal: what arrived is kept
-                await asyncio.shield(write())
-        return offset
+            if os.fstat(descriptor).st_size == receiving.offset:
+                self._digests.keep(key, receiving.offset, digest)
+            os.close(descriptor)
 
     async def seal(self, key: BlobKey, expected: Sha256 | None) -> Sealed:
-        """Hash what lies on the disk, then link it to its address and fsync the directory."""
+        """Take the digest that ran along, or hash what lies on the disk; link it to its address; fsync."""
         return await _in_thread(lambda: self._seal(key, expected))
 
     def _seal(self, key: BlobKey, expected: Sha256 | None) -> Sealed:
         source = self.path(key)
-        digest, size = _digest_of(source, from_medium=False)
-        if expected is not None and digest != expected:
-            raise DigestMismatch(expected, digest)
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            running = self._digests.take(key, size)
+            digest = Sha256(running.hexdigest()) if running is not None else _digest_of(source, from_medium=False)[0]
+            if expected is not None and digest != expected:
+                raise DigestMismatch(expected, digest)
+            _flush(descriptor)
+        finally:
+            os.close(descriptor)
         final = sealed(key.site, digest)
         target = self.path(final)
         _make_directory(target.parent)
-        with source.open("rb") as file:
-            _flush(file.fileno())
-        existed = target.exists() and _digest_of(target, from_medium=True)[0] == digest
-        if not existed:
-            # a second link, moved over whatever damaged bytes lie there: never a moment without a file
-            replacement = target.with_name(f".{key.name}.link")
-            replacement.unlink(missing_ok=True)
-            os.link(source, replacement)
-            replacement.replace(target)
-            replacement.unlink(missing_ok=True)  # rename() keeps both names when they are one file
+        existed = False
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            existed = _digest_of(target, from_medium=True)[0] == digest
+            if not existed:
+                # a second link, moved over the damaged bytes that lie there: never a moment without a file
+                replacement = target.with_name(f".{key.name}.link")
+                replacement.unlink(missing_ok=True)
+                os.link(source, replacement)
+                replacement.replace(target)
+                replacement.unlink(missing_ok=True)  # rename() keeps both names when they are one file
         _sync_directory(target.parent)
         return Sealed(final, digest, size, existed)
 

@@ -34,7 +34,6 @@ async def seal(store: Store, content: bytes) -> Sealed:
 
     key = staging("default", hashlib.sha256(content).hexdigest()[:36])
     await store.blobs.delete(key)
-    await store.blobs.create(key)
     await store.blobs.append(key, 0, parts())
     return await store.blobs.seal(key, None)
 

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
-from server.admission import NewUpload, UploadPolicy
+from server.admission import NewUpload, Standing, UploadPolicy
 from server.auth import Principal, Role
 from server.errors import RequestError, SessionFailure
 from server.orders.service import name_order
@@ -19,6 +21,7 @@ from server.sessions.receipts import open_signer
 from server.worker import Tasks
 from storage import sessions, uploads
 from storage.blobs.base import staging
+from storage.errors import Conflict
 from storage.records import Status, UploadRecord, UploadState
 from storage.store import Store
 
@@ -31,7 +34,9 @@ async def policy(store: Store, tmp_path: Path) -> AsyncIterator[UploadPolicy]:
     async with Tasks() as tasks:
         ingester = Ingester(store, Renderer().same_content)
         completion = Completion(store, ingester, open_signer(tmp_path / "keys"), tasks, 5.0, on_stored=lambda: None)
-        yield Intake(store, completion, name_order, IntakeSettings(1000, timedelta(days=1)))
+        yield Intake(
+            store, completion, name_order, IntakeSettings(1000, timedelta(days=1), max_open=3, max_staged_bytes=5000)
+        )
         tasks.cancel()
 
 
@@ -47,8 +52,19 @@ async def again(store: Store, upload: UploadRecord) -> UploadRecord:
     return await store.read(lambda tx: uploads.get(tx, upload.upload_id))
 
 
+def first(_tx: Connection) -> None:
+    """Nothing before the finish."""
+
+
+async def standing(store: Store, policy: UploadPolicy, upload: UploadRecord) -> Standing:
+    present = await again(store, upload)
+    return await store.read(lambda tx: policy.standing(tx, present))
+
+
 async def status(store: Store, upload: UploadRecord) -> Status:
-    return (await store.read(lambda tx: sessions.get(tx, upload.site, upload.session_id))).status
+    assert upload.session_id is not None
+    session_id = upload.session_id
+    return (await store.read(lambda tx: sessions.get(tx, upload.site, session_id))).status
 
 
 async def test_admission_makes_session_row_and_empty_blob(store: Store, policy: UploadPolicy) -> None:
@@ -70,11 +86,38 @@ async def test_what_is_too_large_or_not_allowed_leaves_nothing_behind(store: Sto
     assert await store.read(uploads.unfinished) == []
 
 
-async def test_another_principal_does_not_find_it(policy: UploadPolicy) -> None:
-    upload = (await policy.admit(new(), WHO)).upload
-    await policy.authorize(upload, WHO, reading=False)
+@pytest.mark.parametrize("concat", [None, "partial"])
+async def test_another_principal_does_not_find_it(store: Store, policy: UploadPolicy, concat: str | None) -> None:
+    upload = (await policy.admit(replace(new(), upload_concat=concat), WHO)).upload
+    await store.read(lambda tx: policy.authorize(tx, upload, WHO, reading=False))
     with pytest.raises(RequestError):
-        await policy.authorize(upload, Principal("q", "default", Role.UPLOADER), reading=True)
+        stranger = Principal("q", "default", Role.UPLOADER)
+        await store.read(lambda tx: policy.authorize(tx, upload, stranger, reading=True))
+
+
+async def test_a_deferred_length_is_told_once_and_is_the_sessions_too(store: Store, policy: UploadPolicy) -> None:
+    upload = (await policy.admit(replace(new(), length_bytes=None), WHO)).upload
+    assert upload.length_bytes is None and (await standing(store, policy, upload)).file_size is None
+    await store.write(lambda tx: policy.sized(tx, upload, 7))
+    assert (await standing(store, policy, upload)).file_size == (await again(store, upload)).length_bytes == 7
+    with pytest.raises(Conflict):
+        await store.write(lambda tx: policy.sized(tx, upload, 8))
+
+
+async def test_a_part_has_no_session(store: Store, policy: UploadPolicy) -> None:
+    part = (await policy.admit(replace(new(), upload_concat="partial"), WHO)).upload
+    assert part.session_id is None and (await standing(store, policy, part)).refusal is None
+    await policy.terminated(part, WHO)
+    assert (await standing(store, policy, part)).refusal is not None
+
+
+async def test_a_principal_has_so_many_unfinished_uploads_and_no_more(policy: UploadPolicy) -> None:
+    for _ in range(3):
+        await policy.admit(new(), WHO)
+    with pytest.raises(RequestError, match="unfinished") as refusal:
+        await policy.admit(new(), WHO)
+    assert (refusal.value.code, refusal.value.status) == ("too_many_uploads", 503)
+    await policy.admit(new(), Principal("other", "default", Role.UPLOADER))
 
 
 async def test_a_finish_is_told_once_and_the_same_again(store: Store, policy: UploadPolicy) -> None:
@@ -85,9 +128,9 @@ async def test_a_finish_is_told_once_and_the_same_again(store: Store, policy: Up
     key = staging("default", upload.upload_id)
     await store.blobs.append(key, 0, parts())
     blob = await store.blobs.seal(key, None)
-    first = await policy.finished(upload, blob, None)
-    second = await policy.finished(await again(store, upload), blob, None)
-    assert first == second and first is not None and first.status is Status.SYNCED
+    told = await policy.finished(upload, blob, None, first)
+    second = await policy.finished(await again(store, upload), blob, None, first)
+    assert told == second and told is not None and told.status is Status.SYNCED
     assert (await again(store, upload)).state is UploadState.FINISHED
     await policy.failed(upload, SessionFailure("STAGING_LOST"))  # said by one who read the row before the finish
     assert (await again(store, upload)).state is UploadState.FINISHED
@@ -109,7 +152,7 @@ async def test_a_failure_ends_the_upload_where_its_bytes_are_worthless(
     upload = (await policy.admit(new(**declared()), WHO)).upload
     await policy.failed(upload, SessionFailure(code))
     assert await status(store, upload) is Status.FAILED and (await again(store, upload)).state is state
-    refusal = await policy.refusal(await again(store, upload))
+    refusal = (await standing(store, policy, upload)).refusal
     assert refusal is not None and (refusal.code, refusal.members["error_code"]) == ("gone", code)
     retried = await policy.admit(new(**declared()), WHO)  # a creation for it performs the retry
     assert (retried.upload.upload_id == upload.upload_id) is (state is UploadState.OPEN)
@@ -117,6 +160,6 @@ async def test_a_failure_ends_the_upload_where_its_bytes_are_worthless(
 
 async def test_termination_aborts_an_unfinished_session(store: Store, policy: UploadPolicy) -> None:
     upload = (await policy.admit(new(), WHO)).upload
-    assert await policy.refusal(upload) is None
+    assert (await standing(store, policy, upload)).refusal is None
     await policy.terminated(upload, WHO)
     assert await status(store, upload) is Status.FAILED and (await again(store, upload)).state is UploadState.GONE

@@ -55,20 +55,32 @@ def test_a_full_disk_keeps_the_prefix_and_the_upload_goes_on_when_there_is_room(
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(blobs)], check=True)
-    server = Server(tmp_path / "server", extra=f'[storage]\nblobs = "file:{blobs}"\n')
+    server = Server(
+        tmp_path / "server", extra=f'[storage]\nblobs = "file:{blobs}"\n[uploads]\nreserve_bytes = 1000000\n'
+    )
     try:
         server.start()
-        content = random_bytes(8 * MIB, 23)
-        session = create(server, content, file_name="a.bin")
-        url = upload_url(server, session["session_id"])
-        answer = patch(server, url, content)
+        contents = [random_bytes(2 * MIB, seed) for seed in (23, 24)]
+        sessions = [create(server, content, file_name="a.bin") for content in contents]
+        urls = [upload_url(server, session["session_id"]) for session in sessions]
+        assert patch(server, urls[0], contents[0][:MIB]).status_code == 204
+        answer = patch(server, urls[1], contents[1])
+        assert answer.status_code == 204  # 3 of 4 MiB are taken now, the last is kept in reserve
+        answer = patch(server, urls[0], contents[0][MIB:], MIB)
         assert (answer.status_code, answer.json()["code"]) == (507, "insufficient_storage")
         assert answer.headers["Retry-After"]
-        offset = int(server.tus("HEAD", url).headers["Upload-Offset"])
-        assert 3 * MIB < offset < 5 * MIB
-        assert server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["status"] == "BINARY_UPLOADING"
+        offset = int(server.tus("HEAD", urls[0]).headers["Upload-Offset"])
+        assert MIB <= offset < 2 * MIB
+        session_id = sessions[0]["session_id"]
+        assert server.api("GET", f"/upload-sessions/{session_id}/").json()["status"] == "BINARY_UPLOADING"
+        fields = {"file_name": "a.bin", "file_size": MIB, "checksum_sha256": "0" * 64}
+        refused = server.api("POST", "/upload-sessions/create_session/", fields)
+        assert (refused.status_code, refused.json()["code"]) == (507, "insufficient_storage")
+        refused = server.tus("POST", "/files", Upload_Length=str(MIB))
+        assert (refused.status_code, refused.json()["code"]) == (507, "insufficient_storage")
         subprocess.run(["mount", "-o", "remount,size=64m", str(blobs)], check=True)
-        assert patch(server, url, content[offset:], offset).headers["Packhorse-Status"] == "SYNCED"
+        rest = patch(server, urls[0], contents[0][offset:], offset)
+        assert rest.headers["Packhorse-Status"] == "SYNCED"
     finally:
         server.stop()
         subprocess.run(["umount", str(blobs)], check=True)

@@ -13,7 +13,7 @@ from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES
 from server.orders.handlers import OrderHandlers
 from server.pacs.handlers import ImageHandlers
 from server.sessions.handlers import SessionHandlers
-from server.tus.handlers import TusHandlers
+from server.tus.resource import FilesResource
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "config.example.toml").read_text()
@@ -91,7 +91,7 @@ def test_every_session_call_is_documented() -> None:
 def test_every_route_is_documented() -> None:
     page = (ROOT / "docs/api.md").read_text()
     surface = _Surface.__new__(_Surface)
-    handlers = (TusHandlers, SessionHandlers, ImageHandlers, OrderHandlers)
+    handlers = (FilesResource, SessionHandlers, ImageHandlers, OrderHandlers)
     routes = [route for one in handlers for route in one.__new__(one).routes()] + surface.routes()
     for route in routes:
         path = route.path.rstrip("/").replace("/visits/{visit_id}/radiology", "")

@@ -1,0 +1,87 @@
+"""What both protocols tell of an upload in their answers: state fields, verdicts, failures as problems."""
+
+from datetime import datetime
+
+from aiohttp import hdrs, web
+
+from server.admission import Verdict
+from server.errors import AppError, RequestError
+from server.middleware import problem
+from server.tus import protocol, rufh
+from storage.records import UploadRecord, UploadState, now
+
+
+def is_complete(upload: UploadRecord, offset: int) -> bool:
+    """Whether no more bytes are wanted: it is finished, or a part with all of its bytes."""
+    return upload.state is UploadState.FINISHED or (upload.is_partial and offset == upload.length_bytes)
+
+
+def limit_of(upload: UploadRecord | None, max_size_bytes: int) -> dict[str, str]:
+    """Upload-Limit, of the server or of one upload."""
+    if upload is None or upload.state is not UploadState.OPEN:
+        return {rufh.UPLOAD_LIMIT: rufh.format_limit(max_size_bytes)}
+    left = datetime.fromisoformat(upload.expires_at) - now()
+    return {rufh.UPLOAD_LIMIT: rufh.format_limit(max_size_bytes, int(left.total_seconds()))}
+
+
+def progress_of(upload: UploadRecord, offset: int) -> dict[str, str]:
+    """Where an upload stands, in both protocols' words."""
+    headers = {protocol.UPLOAD_OFFSET: str(offset),
+               rufh.UPLOAD_COMPLETE: rufh.format_boolean(is_complete(upload, offset))}
+    if upload.state is UploadState.OPEN:
+        headers[protocol.UPLOAD_EXPIRES] = protocol.format_expires(upload.expires_at)
+    return headers
+
+
+def state_of(upload: UploadRecord, offset: int, max_size_bytes: int) -> dict[str, str]:
+    """All that HEAD tells, in both protocols' words."""
+    headers = {**progress_of(upload, offset), **limit_of(upload, max_size_bytes)}
+    if upload.length_bytes is None:
+        headers[protocol.UPLOAD_DEFER_LENGTH] = "1"
+    else:
+        headers[protocol.UPLOAD_LENGTH] = str(upload.length_bytes)
+    if upload.upload_metadata:
+        headers[protocol.UPLOAD_METADATA] = upload.upload_metadata
+    if upload.upload_concat is not None:
+        headers[protocol.UPLOAD_CONCAT] = upload.upload_concat
+    if upload.is_final and upload.state is not UploadState.FINISHED:
+        del headers[protocol.UPLOAD_OFFSET]  # MUST NOT before its parts are joined (concatenation)
+    return headers
+
+
+def with_verdict(
+    verdict: Verdict | None, status: int, headers: dict[str, str], *, refused_status: int | None = None
+) -> web.Response:
+    """The verdict when it is known (contract §5): Packhorse-Status, or a problem when the content was refused."""
+    if verdict is None:
+        return web.Response(status=status, headers=headers)
+    headers = {**headers, protocol.PACKHORSE_STATUS: verdict.status}
+    if verdict.failure is not None:
+        return problem(verdict.failure, headers, status=refused_status)
+    return web.Response(status=status, headers=headers)
+
+
+def close_if_unread(request: web.Request, response: web.StreamResponse) -> None:
+    """Answer early and close rather than read a body that will be thrown away."""
+    if request.body_exists and not request.content.is_eof():
+        response.force_close()
+
+
+def failure_headers(error: AppError) -> dict[str, str]:
+    """Fields that go with a failure in either protocol."""
+    headers = {}
+    if "upload_offset" in error.members:
+        headers[protocol.UPLOAD_OFFSET] = str(error.members["upload_offset"])
+    if error.status == 412:
+        headers["Tus-Version"] = protocol.VERSION  # MUST (core, Tus-Version)
+    return headers
+
+
+def check_plain_body(request: web.Request, room: int, content_type: str) -> None:
+    """Everything that the headers tell against a body, before its first byte is read. RequestError."""
+    if request.content_type != content_type:
+        raise RequestError("unsupported_media_type", f"Content-Type must be {content_type}")
+    if hdrs.TRAILER in request.headers:
+        raise RequestError("invalid_header", "trailers are not read: send the checksum as a header")
+    if request.content_length is not None and request.content_length > room:
+        raise RequestError("upload_size_exceeded", f"the upload has room for {room} bytes from there")

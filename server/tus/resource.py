@@ -1,0 +1,94 @@
+"""`/files`: tells the two protocols apart, and holds what both share: OPTIONS, GET, and how failures leave."""
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+from aiohttp import hdrs, web
+
+from server.errors import AppError, RequestError
+from server.middleware import as_app_error
+from server.tus import protocol, rufh
+from server.tus.answers import close_if_unread, limit_of
+from server.tus.checksum import ALGORITHMS
+from server.tus.handlers import TusHandlers
+from server.tus.interim import expect_nothing
+from server.tus.links import Links
+from server.tus.rufh_handlers import RufhHandlers
+from storage.blobs.base import LocalPath, sealed
+from storage.errors import StorageError
+from storage.records import UploadState
+from storage.store import Store
+
+SAFE_TYPES = frozenset({"application/dicom", "image/png", "image/jpeg", "application/pdf"})
+VERBS = {"/files": ("OPTIONS", "POST"), "/files/{upload_id}": ("OPTIONS", "HEAD", "PATCH", "DELETE", "POST", "GET")}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class FilesResource:
+    """The routes of `/files`."""
+
+    def __init__(self, store: Store, tus: TusHandlers, rufh: RufhHandlers, links: Links, max_size_bytes: int) -> None:
+        self._store = store
+        self._tus = tus
+        self._rufh = rufh
+        self._links = links
+        self._max_size_bytes = max_size_bytes
+
+    def routes(self) -> list[web.RouteDef]:
+        """One route per verb; all of them lead to `answer`, for a method may be overridden."""
+        found = [web.route(verb, path, self.answer, expect_handler=expect_nothing)
+                 for path, verbs in VERBS.items() for verb in verbs if verb != "GET"]
+        found += [web.route(verb, "/files/", self.answer, expect_handler=expect_nothing) for verb in VERBS["/files"]]
+        return [*found, web.get("/files/{upload_id}", self.answer, allow_head=False)]
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """With Tus-Resumable a request is tus, without it RUFH (contract §5)."""
+        is_tus = protocol.TUS_RESUMABLE in request.headers
+        speaker = self._tus if is_tus else self._rufh
+        try:
+            response = await self._handler(request, speaker)(request)
+        except (AppError, StorageError) as error:
+            response = speaker.failure(as_app_error(error))
+            close_if_unread(request, response)
+        if not response.prepared:
+            if is_tus or request.method == "OPTIONS":
+                response.headers[protocol.TUS_RESUMABLE] = protocol.VERSION
+            # MUST keep proxies from caching what changes (core, HEAD; RUFH §4.3)
+            response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    def _handler(self, request: web.Request, speaker: TusHandlers | RufhHandlers) -> Handler:
+        # MUST be read as the request's method, its own ignored (core, X-HTTP-Method-Override)
+        verb = request.headers.get(protocol.METHOD_OVERRIDE, request.method).upper()
+        of_one = "upload_id" in request.match_info
+        if verb not in VERBS["/files/{upload_id}" if of_one else "/files"] or (of_one and verb == "POST"):
+            raise RequestError("method_not_allowed")
+        handlers: dict[str, Handler] = {
+            "OPTIONS": self.options, "GET": self.get, "POST": speaker.post, "HEAD": speaker.head,
+            "PATCH": speaker.patch, "DELETE": speaker.delete}
+        return handlers[verb]
+
+    async def options(self, _request: web.Request) -> web.Response:
+        """What this server speaks; needs neither token nor Tus-Resumable (core, OPTIONS; RUFH §4.1.4)."""
+        return web.Response(status=204, headers={
+            "Tus-Version": protocol.VERSION, "Tus-Extension": ",".join(protocol.EXTENSIONS),
+            "Tus-Max-Size": str(self._max_size_bytes), "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
+            "Accept-Patch": f"{protocol.OFFSET_CONTENT_TYPE}, {rufh.PARTIAL_CONTENT_TYPE}",
+            **limit_of(None, self._max_size_bytes)})
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """The bytes of a finished upload, with Range; plain HTTP, which waits for no lock."""
+        upload = await self._links.find(request, reading=True)
+        if upload.state is not UploadState.FINISHED or upload.blob_sha256 is None:
+            raise RequestError("not_synced", "the upload is not finished")
+        if not isinstance(self._store.blobs, LocalPath):
+            raise RequestError("not_found")
+        declared = protocol.parse_metadata(upload.upload_metadata)
+        kind = (declared.get("filetype") or declared.get("type") or b"").decode(errors="replace")
+        name = (declared.get("filename") or declared.get("name") or b"upload").decode(errors="replace")
+        return web.FileResponse(self._store.blobs.path(sealed(upload.site, upload.blob_sha256)), headers={
+            "Content-Type": kind if kind in SAFE_TYPES else "application/octet-stream",
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",  # RFC 6266 §4.3
+            "X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache",
+            hdrs.ETAG: f'"{upload.blob_sha256}"', rufh.UPLOAD_COMPLETE: "?1",
+            protocol.UPLOAD_OFFSET: str(upload.length_bytes), protocol.UPLOAD_LENGTH: str(upload.length_bytes)})

@@ -1,0 +1,165 @@
+"""RUFH on `/files`: one handler per verb: parse, call the use case, answer in its words (draft-12)."""
+
+from aiohttp import content_disposition_filename, hdrs, parse_content_disposition, web
+
+from server.admission import NewUpload, UploadPolicy
+from server.auth import principal_of
+from server.errors import AppError, RequestError, SessionFailure
+from server.middleware import problem
+from server.tus import protocol, rufh
+from server.tus.answers import (
+    check_plain_body,
+    failure_headers,
+    is_complete,
+    limit_of,
+    progress_of,
+    state_of,
+    with_verdict,
+)
+from server.tus.body import Pace, UploadBody
+from server.tus.interim import UPLOAD_RESUMPTION, interim
+from server.tus.links import Links
+from server.tus.representation import parse_coding
+from server.tus.uploads import Patched, Terms, Uploads
+from storage.records import UploadRecord
+
+PROBLEMS = {
+    "offset_mismatch": "mismatching-upload-offset",
+    "completed_upload": "completed-upload",
+    "inconsistent_upload_length": "inconsistent-upload-length",
+}
+"""Our codes → the problem types that the draft registers (§7)."""
+
+
+class RufhHandlers:
+    """One method per verb. Raises AppError and storage.errors, which `failure` words."""
+
+    def __init__(self, uploads: Uploads, policy: UploadPolicy, links: Links, pace: Pace, max_size_bytes: int) -> None:
+        self._uploads = uploads
+        self._policy = policy
+        self._links = links
+        self._pace = pace
+        self._max_size_bytes = max_size_bytes
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Upload creation (§4.2): the body is the first part of the file, or all of it."""
+        complete = rufh.parse_boolean(request.headers.get(rufh.UPLOAD_COMPLETE))
+        if complete is None:
+            raise RequestError("unsupported_version", "send Tus-Resumable: 1.0.0 (tus) or Upload-Complete (RUFH)")
+        new, has_body = self._new(request, complete), request.body_exists and request.content_length != 0
+        room = self._max_size_bytes if new.length_bytes is None else new.length_bytes
+        check_plain_body(request, room, request.content_type)
+        claims = rufh.parse_digests(request.headers.get(rufh.CONTENT_DIGEST))
+        admission = await self._policy.admit(new, principal_of(request))
+        upload, location = admission.upload, self._links.upload_url(request, admission.upload.upload_id)
+        if not admission.created:
+            patched = Patched(*await self._uploads.settled(upload))
+        else:
+            await self._tell(request, {hdrs.LOCATION: location, **limit_of(upload, self._max_size_bytes)})
+            patched = Patched(upload, upload.offset_bytes)
+            if has_body or complete:
+                body = UploadBody(request, room, self._pace)
+                patched = await self._append(request, upload, 0, body, Terms(
+                    request.remote, claims, new.length_bytes, complete))
+        response = self._answer(patched, 201, complete and admission.created)
+        response.headers[hdrs.LOCATION] = location
+        if has_body and not request.content.is_eof():
+            response.force_close()  # the body was not read: its upload was there before
+        return response
+
+    def _new(self, request: web.Request, complete: bool) -> NewUpload:
+        length = rufh.parse_integer(request.headers.get(rufh.UPLOAD_LENGTH))
+        if complete and request.content_length is not None:
+            if length not in (None, request.content_length):
+                raise RequestError("inconsistent_upload_length", "Upload-Length and Content-Length differ")
+            length = request.content_length
+        raw = request.headers.get(protocol.UPLOAD_METADATA, "")
+        metadata = protocol.parse_metadata(raw)
+        if hdrs.CONTENT_TYPE in request.headers:
+            metadata.setdefault("filetype", request.content_type.encode())
+        if (name := _file_name(request)) is not None:
+            metadata.setdefault("filename", name.encode())
+        digests = {claim.algorithm: claim.digest.hex()
+                   for claim in rufh.parse_digests(request.headers.get(rufh.REPR_DIGEST))}
+        coding = parse_coding(request.headers.get(hdrs.CONTENT_ENCODING, ""))
+        # over a compressed representation, a Repr-Digest is not that of the file (RFC 9530 §3)
+        whole = digests.get("sha256") if coding is None else None
+        other = next((f"{name}:{value}" for name, value in digests.items() if value != whole), None)
+        return NewUpload(
+            length, metadata, protocol.format_metadata(metadata), request.remote, content_encoding=coding,
+            checksum_sha256=whole, repr_digest=other)
+
+    async def head(self, request: web.Request) -> web.Response:
+        """Offset retrieval (§4.3); takes an unfinished upload over."""
+        if {rufh.UPLOAD_OFFSET, rufh.UPLOAD_COMPLETE} & set(request.headers):
+            raise RequestError("invalid_header", "a request for the offset states none")  # §4.3.1, MUST
+        upload, offset = await self._uploads.settled(await self._links.find(request, reading=True))
+        return web.Response(status=200, headers=state_of(upload, offset, self._max_size_bytes))
+
+    async def patch(self, request: web.Request) -> web.Response:
+        """Upload append (§4.4)."""
+        if request.content_type == protocol.OFFSET_CONTENT_TYPE:
+            raise RequestError("unsupported_version")
+        upload = await self._links.find(request, reading=False)
+        append = rufh.parse_append(request.headers)
+        room = self._uploads.room(upload, append.offset)
+        known = upload.length_bytes is None or append.offset <= upload.length_bytes
+        check_plain_body(request, room if known else self._max_size_bytes, rufh.PARTIAL_CONTENT_TYPE)
+        body = UploadBody(request, room, self._pace)
+        patched = await self._append(request, upload, append.offset, body, Terms(
+            request.remote, rufh.parse_digests(request.headers.get(rufh.CONTENT_DIGEST)), append.length_bytes,
+            append.complete))
+        response = self._answer(patched, 204, append.complete)
+        if body.spoils_connection:
+            response.force_close()
+        return response
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Upload cancellation (§4.5)."""
+        if {rufh.UPLOAD_OFFSET, rufh.UPLOAD_COMPLETE} & set(request.headers):
+            raise RequestError("invalid_header", "a cancellation states no offset")  # §4.5.1, MUST
+        await self._uploads.delete(await self._links.find(request, reading=False), principal_of(request))
+        return web.Response(status=204)
+
+    async def _append(
+        self, request: web.Request, upload: UploadRecord, offset: int, body: UploadBody, terms: Terms
+    ) -> Patched:
+        async def progress(durable: int) -> None:
+            await self._tell(request, {rufh.UPLOAD_OFFSET: str(durable)})
+
+        told = Terms(terms.peer, terms.claims, terms.length_bytes, terms.ends, progress)
+        return await self._uploads.append(upload, offset, body, told)
+
+    async def _tell(self, request: web.Request, headers: dict[str, str]) -> None:
+        """104 (Upload Resumption Supported, §5), only where the versions match: other clients take it for the end."""
+        version = rufh.interop_version(request.headers)
+        if version is not None:
+            await interim(request, UPLOAD_RESUMPTION, {rufh.INTEROP_VERSION: version, **headers})
+
+    def _answer(self, patched: Patched, status: int, complete: bool) -> web.Response:
+        headers = {**progress_of(patched.upload, patched.offset), **limit_of(patched.upload, self._max_size_bytes)}
+        if not complete or (is_complete(patched.upload, patched.offset) and patched.verdict is None):
+            return web.Response(status=status, headers=headers)
+        headers[rufh.UPLOAD_COMPLETE] = rufh.format_boolean(True)
+        return with_verdict(patched.verdict, status if patched.verdict else 202, headers, refused_status=422)
+
+    def failure(self, error: AppError) -> web.Response:
+        """A failure in RUFH's words."""
+        headers = failure_headers(error)
+        members: dict[str, object] = {}
+        headers[rufh.UPLOAD_COMPLETE] = rufh.format_boolean(isinstance(error, SessionFailure))
+        if error.status == 413:
+            headers |= limit_of(None, self._max_size_bytes)
+        if error.code in PROBLEMS:
+            members["type"] = rufh.PROBLEM_TYPES + PROBLEMS[error.code]
+        if error.code == "offset_mismatch":
+            members["expected-offset"] = error.members["upload_offset"]
+            members["provided-offset"] = error.members["provided_offset"]
+        status = 422 if error.status == 460 else None  # 460 is tus's own
+        return problem(error, headers, status=status, **members)
+
+
+def _file_name(request: web.Request) -> str | None:
+    """The name that Content-Disposition gives (RFC 6266 §4.3)."""
+    _kind, parameters = parse_content_disposition(request.headers.get(hdrs.CONTENT_DISPOSITION))
+    return content_disposition_filename(parameters)
