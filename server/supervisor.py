@@ -35,7 +35,7 @@ async def running(settings: Settings) -> AsyncIterator["Running"]:
             await services.store.write(jobs.release_all)
             await services.uploads.recover()
             runner = web.AppRunner(create_app(services), access_log=None, shutdown_timeout=GRACE_S,
-                                   lingering_time=LINGER_S)
+                                   lingering_time=LINGER_S, auto_decompress=False)
             await runner.setup()
             try:
                 http_port = await _listen(runner, settings)

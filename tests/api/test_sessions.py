@@ -1,10 +1,12 @@
 """The session calls when all goes well: dedup, retry, idempotency, lists, receipts, roles."""
 
+import gzip
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from joserfc import jws
 from joserfc.jwk import KeySet
 
@@ -264,3 +266,22 @@ def test_secrets_and_patients_stay_out_of_the_log(server: Server, ct: bytes) -> 
     patch(server, upload_url(server, session["session_id"]), ct)
     log = (server.folder / "server.log").read_text()
     assert server.token not in log and "CompressedSamples" not in log
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (gzip.compress(b"{}"), 422, "invalid_field"),
+        (gzip.compress(bytes(3_000_000)), 413, "body_too_large"),
+        (gzip.compress(b"{}")[:-5], 400, "invalid_json"),
+        (b"no gzip", 400, "invalid_json"),
+    ],
+)
+def test_a_gzip_body_is_taken_within_bounds(shared_server: Server, body: bytes, status: int, code: str) -> None:
+    answer = requests.post(
+        f"{shared_server.url}/api/v1/upload-sessions/create_session/",
+        body,
+        timeout=10,
+        headers={**shared_server.auth, "Content-Encoding": "gzip", "Content-Type": "application/json"},
+    )
+    assert (answer.status_code, answer.json()["code"]) == (status, code)

@@ -1,14 +1,16 @@
 """What every BlobStore must keep (storage.blobs.base); each backend is a parameter."""
 
+import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
 
-from storage.blobs.base import BlobStore, Lists, LocalPath, Span, Truncates, sealed, staging
+from storage.blobs.base import BlobStore, Lists, LocalPath, Receives, Source, Span, Truncates, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
-from storage.errors import DigestMismatch, NotFound, OffsetMismatch
+from storage.errors import DigestMismatch, FlushFailed, NoSpace, NotFound, OffsetMismatch
 from storage.records import Sha256
 
 KEY = staging("default", "one")
@@ -115,3 +117,79 @@ async def test_keys_are_listed(blobs: BlobStore) -> None:
     blob = await blobs.seal(KEY, None)
     assert [key async for key in blobs.keys("staging")] == [KEY]
     assert [key async for key in blobs.keys("sealed")] == [blob.key]
+
+
+def source_of(*parts: bytes, then: Exception | None = None) -> Source:
+    waiting = list(parts)
+
+    def read(buffer: memoryview) -> int:
+        if not waiting:
+            if then is not None:
+                raise then
+            return 0
+        part = waiting.pop(0)
+        buffer[: len(part)] = part
+        return len(part)
+
+    return read
+
+
+async def test_a_long_body_is_received_and_told_as_it_becomes_durable(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(blobs, Receives)
+    monkeypatch.setattr("storage.blobs.receiving.SEGMENT_BYTES", 1000)
+    durable: list[int] = []
+    parts = [bytes([number]) * 600 for number in range(5)]
+    assert await blobs.receive(KEY, 0, source_of(*parts), durable.append) == 3000
+    await asyncio.sleep(0)  # the last call is on its way through the loop
+    assert durable == sorted(durable) and durable[0] == 1200
+    assert await blobs.append(KEY, 3000, chunks(b"end")) == 3003
+    assert (await blobs.seal(KEY, None)).sha256 == digest([*parts, b"end"])
+
+
+async def test_what_was_received_before_an_error_is_kept(blobs: BlobStore) -> None:
+    assert isinstance(blobs, Receives)
+    await blobs.append(KEY, 0, chunks(b"abc"))
+    with pytest.raises(ConnectionResetError):
+        await blobs.receive(KEY, 3, source_of(b"def", then=ConnectionResetError()), lambda _size: None)
+    assert await blobs.size(KEY) == 6
+    with pytest.raises(OffsetMismatch):
+        await blobs.receive(KEY, 5, source_of(b"x"), lambda _size: None)
+    assert (await blobs.seal(KEY, None)).sha256 == digest([b"abcdef"])
+
+
+async def test_a_digest_that_ran_along_is_not_used_for_other_bytes(blobs: BlobStore) -> None:
+    assert isinstance(blobs, Truncates) and isinstance(blobs, LocalPath)
+    await blobs.append(KEY, 0, chunks(b"abcdef"))
+    await blobs.truncate(KEY, 3)
+    await blobs.append(KEY, 3, chunks(b"xyz"))
+    assert (await blobs.seal(KEY, None)).sha256 == digest([b"abcxyz"])
+
+
+async def test_the_reserve_is_never_touched_and_the_prefix_stays(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path)
+    blobs = FilesystemBlobs(tmp_path / "blobs", reserve_bytes=free.f_bavail * free.f_frsize * 2)
+    assert await blobs.room_bytes() == 0
+    with pytest.raises(NoSpace):
+        await blobs.append(KEY, 0, chunks(b"abc"))
+    with pytest.raises(NoSpace):
+        await blobs.receive(KEY, 0, source_of(b"abc"), lambda _size: None)
+    assert await blobs.size(KEY) == 0
+
+
+async def test_a_failed_fsync_is_told_and_not_tried_again(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def fail(descriptor: int) -> None:
+        tried.append(descriptor)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(FlushFailed):
+        await blobs.append(KEY, 0, chunks(b"abc"))
+    assert len(tried) == 1
+    assert isinstance(blobs, Receives)
+    with pytest.raises(FlushFailed):
+        await blobs.receive(KEY, 3, source_of(b"abc"), lambda _size: None)
+    assert len(tried) == 2

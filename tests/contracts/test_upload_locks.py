@@ -1,0 +1,101 @@
+"""What every UploadLocks must keep (server.tus.locks), within one process and between two."""
+
+import asyncio
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from server.errors import RequestError
+from server.tus.locks import MachineLocks, UploadLocks
+from tests.support import eventually
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from server.tus.locks import MachineLocks
+
+async def main():
+    left = asyncio.Event()
+    async with MachineLocks(Path(sys.argv[1])).take(sys.argv[2], left.set):
+        print("held", flush=True)
+        await left.wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=["machine"])
+def locks(request: pytest.FixtureRequest, tmp_path: Path) -> UploadLocks:
+    assert request.param == "machine"
+    return MachineLocks(tmp_path)
+
+
+def nobody() -> None:
+    """Does not leave."""
+
+
+async def test_a_newcomer_makes_the_holder_leave(locks: UploadLocks) -> None:
+    left = asyncio.Event()
+
+    async def hold() -> None:
+        async with locks.take("one", left.set):
+            await left.wait()
+
+    holder = asyncio.ensure_future(hold())
+    await eventually(lambda: locks.is_held("one"))
+    began = time.monotonic()
+    async with locks.take("one", nobody):
+        assert left.is_set()
+    await holder
+    assert time.monotonic() - began < 0.9 and not locks.is_held("one")
+
+
+async def test_a_holder_that_does_not_leave_keeps_the_newcomer_out_for_a_second(locks: UploadLocks) -> None:
+    async with locks.take("one", nobody):
+        with pytest.raises(RequestError, match="writes") as refusal:
+            async with locks.take("one", nobody):
+                pass
+    assert (refusal.value.code, refusal.value.status) == ("upload_locked", 503)
+    async with locks.take("one", nobody):
+        assert locks.is_held("one")
+
+
+async def test_uploads_do_not_wait_for_one_another(locks: UploadLocks) -> None:
+    async with locks.take("one", nobody), locks.take("two", nobody):
+        assert locks.is_held("one") and locks.is_held("two") and not locks.is_held("three")
+
+
+async def test_a_stopping_process_asks_its_holders_to_leave(locks: UploadLocks) -> None:
+    left = asyncio.Event()
+    async with locks.take("one", left.set):
+        locks.stop_all()
+        assert left.is_set()
+
+
+@pytest.mark.parametrize("how", ["asked", "killed"])
+async def test_a_holder_in_another_process_leaves_or_is_known_to_be_dead(tmp_path: Path, how: str) -> None:
+    locks, upload_id = MachineLocks(tmp_path), str(uuid.uuid4())
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path), upload_id], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        assert locks.is_held(upload_id)
+        if how == "killed":
+            other.kill()
+            other.wait()
+        began = time.monotonic()
+        async with locks.take(upload_id, nobody):
+            assert time.monotonic() - began < 0.9
+    finally:
+        other.kill()
+        other.communicate()
+
+
+async def test_servers_of_other_folders_share_nothing(tmp_path: Path) -> None:
+    async with MachineLocks(tmp_path / "a").take("one", nobody):
+        assert not MachineLocks(tmp_path / "b").is_held("one")
