@@ -41,14 +41,19 @@ def _storage_errors() -> Iterator[None]:
         raise StorageIO(f"the file system failed: {errno.errorcode.get(error.errno or 0, 'unknown')}") from error
 
 
-async def _in_thread(work: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
-    """Run file work off the loop. Shielded: a cancelled caller never leaves a file half written."""
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run file work off the loop, its failures in the storage's words."""
 
     def guarded() -> T:
         with _storage_errors():
             return work()
 
-    task = asyncio.get_running_loop().run_in_executor(pool, guarded)
+    return await _shielded(guarded)
+
+
+async def _shielded(work: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
+    """Run `work` in a thread. A cancelled caller never leaves a file half written."""
+    task = asyncio.get_running_loop().run_in_executor(pool, work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -237,15 +242,23 @@ class FilesystemBlobs:
         def durable(size: int) -> None:
             loop.call_soon_threadsafe(on_durable, size)
 
-        return await _in_thread(lambda: self._receive(key, offset, source, durable), self._receivers)
+        return await _shielded(lambda: self._receive(key, offset, source, durable), self._receivers)
 
     def _receive(self, key: BlobKey, offset: int, source: Source, on_durable: Callable[[int], None]) -> int:
-        descriptor, made = self._open(key, offset)
+        with _storage_errors():
+            descriptor, made = self._open(key, offset)
         digest = self._digests.take(key, offset)
+
+        def write(content: memoryview, position: int) -> None:
+            with _storage_errors():
+                self._write(descriptor, content, position)
+
+        def flush() -> None:
+            with _storage_errors():
+                self._flush_all(descriptor, key, made)
+
         receiving = Receiving(
-            offset, source, write=lambda content, position: self._write(descriptor, content, position),
-            flush=lambda: self._flush_all(descriptor, key, made),
-            digest=digest.update if digest is not None else len, on_durable=on_durable)
+            offset, source, write=write, flush=flush, digest=digest.update if digest is not None else len, on_durable=on_durable)
         try:
             return receiving.run()
         finally:
