@@ -258,7 +258,8 @@ class FilesystemBlobs:
                 self._flush_all(descriptor, key, made)
 
         receiving = Receiving(
-            offset, source, write=write, flush=flush, digest=digest.update if digest is not None else len, on_durable=on_durable)
+            offset, source, write=write, flush=flush, digest=digest.update if digest is not None else len,
+            on_durable=on_durable)
         try:
             return receiving.run()
         finally:
