@@ -6,8 +6,10 @@ from aiohttp import web
 
 from server import middleware
 from server.auth import Principal, Role, principal_of
+from server.cors import CrossOrigin
 from server.errors import REQUEST_ERRORS, SESSION_FAILURES, RequestError
 from server.health import readiness
+from server.proxies import behind_proxies
 from server.services import Services
 from server.sessions.schema import CreateSession
 from storage import tokens
@@ -17,10 +19,13 @@ MAX_JSON_BYTES = 1024 * 1024
 
 
 def create_app(services: Services) -> web.Application:
-    """The application: every route, behind the middlewares."""
-    app = web.Application(
-        client_max_size=MAX_JSON_BYTES,
-        middlewares=[middleware.request_id, middleware.authenticated(services.authenticator)])
+    """The application: every route, behind the middlewares, the first of which is the outermost."""
+    http = services.settings.http
+    cross_origin = CrossOrigin(http.cors_origins)
+    app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[
+        middleware.request_id, cross_origin.preflight, services.connections.watch,
+        behind_proxies(http.trusted_proxies), middleware.authenticated(services.authenticator)])
+    app.on_response_prepare.append(cross_origin.sign)
     app.add_routes([*services.routes, *_Surface(services).routes()])
     return app
 
@@ -79,7 +84,7 @@ class _Surface:
         principal_of(request)
         uploads = self._services.settings.uploads
         return web.json_response({
-            "product": "packhorse", "version": VERSION, "protocols": ["tus-1.0.0", "dicom"],
+            "product": "packhorse", "version": VERSION, "protocols": ["tus-1.0.0", "rufh-9", "dicom"],
             "accepted_fields": {"create_session": list(CreateSession.model_fields)},
             "limits": {"max_size_bytes": uploads.max_size_bytes, "max_json_bytes": MAX_JSON_BYTES,
                        "expires_after_days": uploads.expires_after_days, "batch": 100}})

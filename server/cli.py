@@ -4,14 +4,12 @@ Exit status: 0 done, 1 it failed, 2 the configuration is unusable.
 """
 
 import asyncio
-import logging
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import structlog
 import typer
 import uvloop
 from rich.console import Console
@@ -23,7 +21,10 @@ from server.auth import Role, new_token
 from server.errors import AppError, ConfigurationError
 from server.health import count_orphans
 from server.identifiers import parse_id
+from server.logs import log_to_stderr
+from server.processes import serve_in_processes
 from server.sessions import receipts
+from server.supervisor import ALL, Kind
 from server.supervisor import serve as serve_forever
 from storage import audit, backends, tokens
 from storage.errors import StorageError
@@ -72,11 +73,28 @@ def root(
 
 
 @app.command()
-def serve(config_file: ConfigOption = None) -> None:
+def serve(
+    config_file: ConfigOption = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="HTTP processes that share the port.")] = 1,
+    only: Annotated[str | None, typer.Option(help="Do only these: http,dicom,jobs.")] = None,
+) -> None:
     """Serve in the foreground until SIGTERM."""
     settings = config.load(config_file)
-    _log_to_stderr()
-    uvloop.run(serve_forever(settings))
+    log_to_stderr()
+    kinds = _kinds(only)
+    if workers == 1 or Kind.HTTP not in kinds:
+        uvloop.run(serve_forever(settings, kinds))
+    else:
+        uvloop.run(serve_in_processes(settings, workers, kinds))
+
+
+def _kinds(only: str | None) -> frozenset[Kind]:
+    if only is None:
+        return ALL
+    try:
+        return frozenset(Kind(word.strip()) for word in only.split(","))
+    except ValueError as error:
+        raise ConfigurationError("--only: a list of http, dicom, jobs") from error
 
 
 @app.command()
@@ -210,12 +228,3 @@ def _duration(text: str) -> timedelta:
         raise ConfigurationError("--expires: must be like 30m, 12h or 30d")
     return timedelta(**{units[text[-1]]: int(text[:-1])})
 
-
-def _log_to_stderr() -> None:
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer()],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

@@ -31,6 +31,12 @@ def _ae_title(text: str) -> str:
     return text
 
 
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://[^/\s]+", text):
+        raise ValueError("must be http:// or https:// and a host, without a path, or *")
+    return text
+
+
 def _network(text: str) -> str:
     ipaddress.ip_network(text, strict=False)
     return text
@@ -38,6 +44,7 @@ def _network(text: str) -> str:
 
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Host = Annotated[str, Field(min_length=1)]
+Origin = Annotated[str, AfterValidator(_origin)]
 Network = Annotated[str, AfterValidator(_network)]
 
 
@@ -54,7 +61,7 @@ class Http(Section):
     port: Port = 8080
     public_url: str = ""
     trusted_proxies: list[Network] = []
-    cors_origins: list[str] = []
+    cors_origins: list[Origin] = []
     tls_cert: str = ""
     tls_key: str = ""
 
@@ -167,6 +174,11 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
     @property
+    def base_path(self) -> Path:
+        """The folder that paths are relative to."""
+        return self._base
+
+    @property
     def database_path(self) -> Path:
         """The SQLite file."""
         return self._base / self.storage.database.removeprefix("sqlite:///")
@@ -186,6 +198,14 @@ class Settings(BaseSettings):
         """On loopback any AE title may call, elsewhere only listed peers (contract §12)."""
         wanted = self.dicom.require_known_peers
         return not is_loopback(self.dicom.host) if wanted is None else wanted
+
+
+def restored(values: dict[str, Any], base_path: Path, *, http_port: int) -> Settings:
+    """The settings of a parent process, which it has checked; `http_port` is the one that it keeps for its children."""
+    settings = Settings(**values)
+    settings = settings.model_copy(update={"http": settings.http.model_copy(update={"port": http_port})})
+    settings._base = base_path
+    return settings
 
 
 def is_loopback(host: str) -> bool:
@@ -262,7 +282,6 @@ def _check(settings: Settings) -> None:
     """What no single field can tell. A setting whose engine has not landed yet is refused (contract §12)."""
     http, storage = settings.http, settings.storage
     not_landed = {
-        "http.trusted_proxies": bool(http.trusted_proxies), "http.cors_origins": bool(http.cors_origins),
         "http.tls_cert": bool(http.tls_cert), "http.tls_key": bool(http.tls_key), "webhooks": bool(settings.webhooks),
         "storage.keep": storage.keep != "forever",
         "storage.database": storage.database.startswith("postgresql"), "storage.blobs": storage.blobs.startswith("s3:"),

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from storage.records import DEFAULT_SITE
 from storage.store import Store
 
 log = structlog.get_logger()
+ENDING_S = 2.0
 
 
 class StartFailed(AppError):
@@ -30,15 +32,24 @@ class StartFailed(AppError):
 
 
 @contextmanager
-def sole_server(data_path: Path) -> Iterator[None]:
-    """One server per data folder: a second would not see the first one's uploads in progress."""
+def sole_server(data_path: Path) -> Iterator[int]:
+    """One server per data folder; gives the descriptor whose lock says so, for the processes of this server.
+
+    Somebody who is just ending is waited for a moment: the processes of a killed server end by themselves.
+    """
     data_path.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(data_path / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + ENDING_S
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise StartFailed(f"another server already works on {data_path}") from None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StartFailed(f"another server already works on {data_path}") from None
+                time.sleep(0.05)
+        yield descriptor
     finally:
         os.close(descriptor)
 

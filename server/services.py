@@ -9,6 +9,7 @@ from aiohttp import web
 
 from server.auth import Authenticator
 from server.config import Settings, peer_networks
+from server.connections import Connections
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
 from server.pacs.arrivals import Arrivals
@@ -19,6 +20,7 @@ from server.pacs.handlers import ImageHandlers
 from server.pacs.ingest import Ingester
 from server.pacs.presentation import image_json
 from server.pacs.render import Renderer
+from server.proxies import FORWARDED_URL
 from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
 from server.sessions.intake import Intake, IntakeSettings
@@ -48,6 +50,7 @@ class Services:
     uploads: Uploads
     expiry: ExpirySweeper
     locks: UploadLocks
+    connections: Connections
     renderer: Renderer
     worker: Worker
     listener: DicomListener | None
@@ -89,7 +92,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     )
     return Services(
         settings, store, signer, Authenticator(store, settings.auth.mode), uploads,
-        ExpirySweeper(store, uploads.expire), locks, renderer, worker, _listener(settings, arrivals), routes)
+        ExpirySweeper(store, uploads.expire), locks, Connections(limits.header_timeout_s), renderer, worker,
+        _listener(settings, arrivals), routes)
 
 
 def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
@@ -104,7 +108,7 @@ def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
 
 
 def base_url_of(settings: Settings) -> Callable[[web.Request], str]:
-    """What clients are told: the configured public URL, else the address that took the connection.
+    """What clients are told: the configured public URL, else a trusted proxy's word, else where the connection came in.
 
     Never a raw Host header, which the client makes up (contract §5).
     """
@@ -113,6 +117,8 @@ def base_url_of(settings: Settings) -> Callable[[web.Request], str]:
     def base_url(request: web.Request) -> str:
         if public_url:
             return public_url
+        if FORWARDED_URL in request:
+            return request[FORWARDED_URL]
         transport = request.transport
         name = transport.get_extra_info("sockname") if transport is not None else None
         if name is None:

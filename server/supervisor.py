@@ -1,10 +1,12 @@
-"""Runs a server: HTTP, DICOM and workers on one opened set of services, drained in reverse. One process so far."""
+"""Runs a server in this process: HTTP, DICOM and jobs on one opened set of services, drained in reverse."""
 
 import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from aiohttp import web
@@ -14,7 +16,7 @@ from server.config import Settings
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
 from server.services import Services
 from server.sessions.service import IDEMPOTENCY_KEPT
-from server.worker import every
+from server.worker import Tasks, every
 from storage import jobs, sessions
 from storage.records import now, timestamp
 from storage.store import Store
@@ -24,33 +26,111 @@ EXPIRY_S = 5.0
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
+BACKLOG = 1024
+
+
+class Kind(StrEnum):
+    """What a process of a server does."""
+
+    HTTP = "http"
+    DICOM = "dicom"
+    JOBS = "jobs"
+
+
+ALL = frozenset(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that serves: where, and where the admin's token is."""
+
+    settings: Settings
+    http_port: int | None
+    dicom_port: int | None
+    token_path: Path
+    new_admin_token: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The HTTP address."""
+        return f"http://{self.settings.http.host}:{self.http_port}"
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator["Running"]:
-    """A server that serves: HTTP, DICOM and workers; drained and closed at the end."""
+async def running(settings: Settings, kinds: frozenset[Kind] = ALL) -> AsyncIterator[Running]:
+    """A server in this process; drained and closed at the end."""
     with sole_server(settings.data_path):
         async with open_services(settings) as (services, tasks):
-            token_path, token = await first_token(services.store, settings.data_path)
-            await services.store.write(jobs.release_all)
-            await services.uploads.recover()
-            runner = web.AppRunner(create_app(services), access_log=None, shutdown_timeout=GRACE_S,
-                                   lingering_time=LINGER_S, auto_decompress=False)
-            await runner.setup()
-            try:
-                http_port = await _listen(runner, settings)
-                if services.listener is not None:
-                    await _listen_dicom(services, settings)
-                services.worker.start(tasks)
-                tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
-                tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
-                yield Running(services, http_port, token_path, token)
-            finally:
-                services.worker.stop()
-                services.locks.stop_all()
-                if services.listener is not None:
-                    await services.listener.close()
-                await runner.cleanup()
+            token_path, token = await prepare(services)
+            async with working(services, tasks, kinds) as (http_port, dicom_port):
+                yield Running(settings, http_port, dicom_port, token_path, token)
+
+
+async def prepare(services: Services) -> tuple[Path, str | None]:
+    """Before anybody serves: take up what a crash left. Gives the admin token's path, and the token if it is new."""
+    token = await first_token(services.store, services.settings.data_path)
+    await services.store.write(jobs.release_all)
+    await services.uploads.clean_staging()
+    await services.uploads.finish_left()
+    return token
+
+
+@asynccontextmanager
+async def working(
+    services: Services, tasks: Tasks, kinds: frozenset[Kind], *, shares_port: bool = False
+) -> AsyncIterator[tuple[int | None, int | None]]:
+    """Do what `kinds` say: gives the HTTP and DICOM ports. `shares_port`: other processes listen on it too."""
+    async with AsyncExitStack() as stack:
+        http_port = await stack.enter_async_context(_http(services, shares_port)) if Kind.HTTP in kinds else None
+        dicom_port = await stack.enter_async_context(_dicom(services)) if Kind.DICOM in kinds else None
+        if Kind.JOBS in kinds:
+            services.worker.start(tasks)
+            stack.callback(services.worker.stop)
+            tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
+            tasks.spawn(every(SWEEP_S, "left uploads", services.uploads.finish_left), "finish-left-uploads")
+            tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
+        yield http_port, dicom_port
+
+
+@asynccontextmanager
+async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
+    http = services.settings.http
+    runner = web.AppRunner(create_app(services), access_log=None, shutdown_timeout=GRACE_S, lingering_time=LINGER_S,
+                           auto_decompress=False)
+    await runner.setup()
+    server = runner.server
+    assert server is not None, "setup() made it"
+    try:
+        listening = await asyncio.get_running_loop().create_server(
+            lambda: services.connections.protocol(server), http.host, http.port, reuse_port=shares_port or None,
+            backlog=BACKLOG)
+    except OSError as error:
+        await runner.cleanup()
+        where = f"{http.host}:{http.port}"
+        raise StartFailed(f"http.port: {where} cannot be listened on: {error.strerror}") from error
+    try:
+        yield int(listening.sockets[0].getsockname()[1])
+    finally:
+        listening.close()
+        services.locks.stop_all()
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def _dicom(services: Services) -> AsyncIterator[int | None]:
+    listener, dicom = services.listener, services.settings.dicom
+    if listener is None:
+        yield None
+        return
+    try:
+        await listener.start()
+    except OSError as error:
+        where = f"{dicom.host}:{dicom.port}"
+        raise StartFailed(f"dicom.port: {where} cannot be listened on: {error.strerror}") from error
+    try:
+        yield listener.port
+    finally:
+        await listener.close()
 
 
 async def _forget_answers(store: Store) -> None:
@@ -58,60 +138,29 @@ async def _forget_answers(store: Store) -> None:
     await store.write(lambda tx: sessions.forget_answers(tx, before))
 
 
-class Running:
-    """A server that serves: where, and where the admin's token is."""
-
-    def __init__(self, services: Services, http_port: int, token_path: Path, new_admin_token: str | None) -> None:
-        self.services = services
-        self.http_port = http_port
-        self.token_path = token_path
-        self.new_admin_token = new_admin_token
-
-    @property
-    def url(self) -> str:
-        """The HTTP address."""
-        return f"http://{self.services.settings.http.host}:{self.http_port}"
-
-    @property
-    def dicom_port(self) -> int | None:
-        """The DICOM port, None while the listener is off."""
-        return self.services.listener.port if self.services.listener is not None else None
-
-
-async def _listen(runner: web.AppRunner, settings: Settings) -> int:
-    host, port = settings.http.host, settings.http.port
-    site = web.TCPSite(runner, host, port)
-    try:
-        await site.start()
-    except OSError as error:
-        raise StartFailed(f"http.port: {host}:{port} cannot be listened on: {error.strerror}") from error
-    return int(runner.addresses[0][1])
-
-
-async def _listen_dicom(services: Services, settings: Settings) -> None:
-    assert services.listener is not None, "asked before"
-    try:
-        await services.listener.start()
-    except OSError as error:
-        where = f"{settings.dicom.host}:{settings.dicom.port}"
-        raise StartFailed(f"dicom.port: {where} cannot be listened on: {error.strerror}") from error
-
-
-async def serve(settings: Settings) -> None:
-    """Serve in the foreground until SIGTERM or SIGINT, then drain."""
+def stop_signal() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings) as server:
-        _announce(server)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def serve(settings: Settings, kinds: frozenset[Kind] = ALL) -> None:
+    """Serve in the foreground until SIGTERM or SIGINT, then drain."""
+    stop = stop_signal()
+    async with running(settings, kinds) as server:
+        announce(server)
         await stop.wait()
         print("stopping: letting running uploads save what arrived", flush=True)  # noqa: T201 - for the terminal
 
 
-def _announce(server: Running) -> None:
-    settings = server.services.settings
-    lines = [f"Packhorse listens on {server.url} (tus uploads: {server.url}/files)"]
+def announce(server: Running) -> None:
+    """Tell the person at the terminal where everything is."""
+    settings = server.settings
+    lines = []
+    if server.http_port is not None:
+        lines.append(f"Packhorse listens on {server.url} (uploads, tus and RUFH: {server.url}/files)")
     if server.dicom_port is not None:
         lines.append(f"DICOM: {settings.dicom.ae_title} on {settings.dicom.host}:{server.dicom_port}")
     if settings.auth.mode == "token":

@@ -22,6 +22,8 @@ class Server:
 
     folder: Path
     extra: str = ""
+    arguments: tuple[str, ...] = ()
+    http: str = ""
     process: subprocess.Popen[str] | None = None
     url: str = ""
     dicom_port: int = 0
@@ -31,10 +33,10 @@ class Server:
         """Start, and wait until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "packhorse.toml"
-        config.write_text(f"[http]\nport = {http_port}\n[dicom]\nport = {dicom_port}\n{self.extra}")
+        config.write_text(f"[http]\nport = {http_port}\n{self.http}[dicom]\nport = {dicom_port}\n{self.extra}")
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "serve", "--config", str(config)],
+                [sys.executable, "-m", "server", "serve", "--config", str(config), *self.arguments],
                 cwd=ROOT,
                 text=True,
                 stdout=subprocess.PIPE,

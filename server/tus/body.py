@@ -56,7 +56,11 @@ class _Progress:
 
 
 class _Stopped(TimeoutError):
-    """A newer request took the upload over. A TimeoutError, on which aiohttp ends its reading of the rest quietly."""
+    """Somebody wants us to leave: `code` says why. A TimeoutError, on which aiohttp ends its reading quietly."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class UploadBody:
@@ -82,12 +86,12 @@ class UploadBody:
         """Content-Length; None for a chunked body."""
         return self._request.content_length
 
-    def stop(self) -> None:
-        """Make the reader leave now: a newcomer has taken the upload over. May be called more than once."""
+    def stop(self, code: str) -> None:
+        """Make the reader leave now, with this code: a newcomer takes the upload over, or the server stops."""
         if self._wire is not None:
-            self._wire.stop()
+            self._wire.stop(code)
         elif not self.ended and self._lost is None:
-            self._content.set_exception(_Stopped())
+            self._content.set_exception(_Stopped(code))
 
     # --- through the loop ---------------------------------------------------------------------------
 
@@ -108,8 +112,8 @@ class UploadBody:
             try:
                 async with asyncio.timeout(max(0.0, self._progress.ends_at - time.monotonic())):
                     chunk = await self._content.readany()
-            except _Stopped:
-                self._lost = RequestError("upload_stopped")
+            except _Stopped as stopped:
+                self._lost = RequestError(stopped.code)
             except TimeoutError:
                 try:
                     self._progress.check()
@@ -189,14 +193,16 @@ class _Wire:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closed = False
         self._lost: RequestError | None = None
+        self._stop_code = "upload_stopped"
         self._left_after_stop: int | None = None
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN | select.POLLRDHUP)
         self._poll.register(self._bell, select.POLLIN)
 
-    def stop(self) -> None:
-        """What lies in the socket now is still read, then the reading ends."""
+    def stop(self, code: str) -> None:
+        """What lies in the socket now is still read, then the reading ends with this code."""
         if not self._closed:
+            self._stop_code = code
             os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
@@ -239,7 +245,7 @@ class _Wire:
         if self._left_after_stop is None:
             return self._remaining
         if self._left_after_stop == 0 and self._remaining:
-            self._lost = RequestError("upload_stopped")
+            self._lost = RequestError(self._stop_code)
         return min(self._left_after_stop, self._remaining)
 
     def _took(self, count: int) -> None:

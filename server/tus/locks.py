@@ -19,13 +19,15 @@ from server.errors import RequestError
 TAKEOVER_S = 1.0
 LOOK_S = 0.005
 ASK_S = 0.1
+Stop = Callable[[str], None]
+"""Makes a holder leave soon, its bytes kept; takes the code to tell its client, and may be called more than once."""
 
 
 class UploadLocks(Protocol):
     """Who writes to which upload. Another implementation may reach over machines."""
 
-    def take(self, upload_id: str, stop: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Hold the upload. `stop` must make its holder leave soon, its bytes kept; it may be called more than once.
+    def take(self, upload_id: str, stop: Stop) -> AbstractAsyncContextManager[None]:
+        """Hold the upload, until `stop` is called at the latest.
 
         RequestError `upload_locked` when the present holder has not left within a second.
         """
@@ -45,7 +47,7 @@ class MachineLocks:
 
     def __init__(self, namespace: Path) -> None:
         self._prefix = b"\0packhorse/" + hashlib.sha256(str(namespace.resolve()).encode()).digest()[:16].hex().encode()
-        self._stops: dict[str, Callable[[], None]] = {}
+        self._stops: dict[str, Stop] = {}
 
     def _address(self, upload_id: str) -> bytes:
         return self._prefix + b"/" + upload_id.encode()
@@ -60,7 +62,7 @@ class MachineLocks:
             return True
 
     @asynccontextmanager
-    async def take(self, upload_id: str, stop: Callable[[], None]) -> AsyncIterator[None]:
+    async def take(self, upload_id: str, stop: Stop) -> AsyncIterator[None]:
         """Bind the address, asking its holder to leave for as long as it is taken."""
         held = await self._bind(upload_id)
         loop = asyncio.get_running_loop()
@@ -68,7 +70,7 @@ class MachineLocks:
         def asked() -> None:
             with suppress(BlockingIOError):
                 held.recv(16)
-            stop()
+            stop("upload_stopped")
 
         self._stops[upload_id] = stop
         loop.add_reader(held, asked)
@@ -105,4 +107,4 @@ class MachineLocks:
     def stop_all(self) -> None:
         """Ask every holder of this process to leave."""
         for stop in list(self._stops.values()):
-            stop()
+            stop("server_shutdown")

@@ -238,7 +238,7 @@ class Uploads:
                     noted = await self._store.write(self._progress(noted, size))
                     await _tell(terms, size)
             except StorageError:
-                body.stop()  # the session was cancelled or failed while the bytes came
+                body.stop("upload_stopped")  # the session was cancelled or failed while the bytes came
                 raise
             return noted
 
@@ -450,10 +450,9 @@ class Uploads:
                 raise RequestError("gone", session_id=upload.session_id)
             await self._policy.terminated(upload, who)
 
-    async def recover(self) -> None:
-        """At start, when nobody writes: finish uploads whose last byte came before a crash.
+    async def clean_staging(self) -> None:
+        """At start, when nobody writes: free what is staged for nobody.
 
-        What is staged for nobody is freed.
         The bytes of an upload that is STAGING_LOST stay: a retry begins with their good prefix.
         """
         if isinstance(self._store.blobs, Lists):
@@ -461,7 +460,12 @@ class Uploads:
                 owner = await self._store.read(lambda tx, key=key: uploads.find(tx, key.name))  # type: ignore[misc]
                 if owner is None or (owner.state is not UploadState.OPEN and owner.gone_reason != "STAGING_LOST"):
                     await self._store.blobs.delete(key)
+
+    async def finish_left(self) -> None:
+        """Finish uploads whose last byte came before a crash of the process that took it."""
         for upload in await self._store.read(uploads.unfinished):
+            if self._locks.is_held(upload.upload_id):
+                continue
             try:
                 if not upload.is_partial and (upload.is_final or await self.offset(upload) == upload.length_bytes):
                     await self.complete(upload.upload_id, None)
@@ -531,7 +535,7 @@ def _alive(seen: _Seen) -> _Seen:
     return seen
 
 
-def _nobody() -> None:
+def _nobody(_code: str) -> None:
     """There is nobody to stop: the lock is held for a moment only."""
 
 

@@ -20,7 +20,7 @@ from server.tus.locks import MachineLocks
 
 async def main():
     left = asyncio.Event()
-    async with MachineLocks(Path(sys.argv[1])).take(sys.argv[2], left.set):
+    async with MachineLocks(Path(sys.argv[1])).take(sys.argv[2], lambda code: left.set()):
         print("held", flush=True)
         await left.wait()
 
@@ -34,7 +34,7 @@ def locks(request: pytest.FixtureRequest, tmp_path: Path) -> UploadLocks:
     return MachineLocks(tmp_path)
 
 
-def nobody() -> None:
+def nobody(_code: str) -> None:
     """Does not leave."""
 
 
@@ -42,7 +42,7 @@ async def test_a_newcomer_makes_the_holder_leave(locks: UploadLocks) -> None:
     left = asyncio.Event()
 
     async def hold() -> None:
-        async with locks.take("one", left.set):
+        async with locks.take("one", lambda code: left.set()):
             await left.wait()
 
     holder = asyncio.ensure_future(hold())
@@ -71,7 +71,7 @@ async def test_uploads_do_not_wait_for_one_another(locks: UploadLocks) -> None:
 
 async def test_a_stopping_process_asks_its_holders_to_leave(locks: UploadLocks) -> None:
     left = asyncio.Event()
-    async with locks.take("one", left.set):
+    async with locks.take("one", lambda code: left.set()):
         locks.stop_all()
         assert left.is_set()
 

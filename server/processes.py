@@ -1,0 +1,187 @@
+"""Runs a server in several processes of one machine: HTTP workers on one port, and one process for DICOM and jobs.
+
+Facts: the kernel spreads connections over sockets that share a port (SO_REUSEPORT), so any request may land on
+any worker; they share nothing but the database, the blobs and the locks. A worker's stdin is its lifeline: when
+the parent dies, however it dies, its end closes and the worker ends at once, as in a crash.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+from server.config import Settings, restored
+from server.lifecycle import StartFailed, open_services, sole_server
+from server.logs import log_to_stderr
+from server.supervisor import ALL, GRACE_S, Kind, Running, announce, prepare, stop_signal, working
+
+log = structlog.get_logger()
+RESTART_S = 1.0
+START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one process is for."""
+
+    name: str
+    kinds: frozenset[Kind]
+
+
+def parts_of(workers: int, kinds: frozenset[Kind]) -> list[_Part]:
+    """The processes of a server."""
+    parts = [_Part(f"http-{number}", frozenset({Kind.HTTP})) for number in range(workers) if Kind.HTTP in kinds]
+    others = kinds - {Kind.HTTP}
+    return [*parts, _Part("others", others)] if others else parts
+
+
+async def serve_in_processes(settings: Settings, workers: int, kinds: frozenset[Kind] = ALL) -> None:
+    """Serve in the foreground with `workers` HTTP processes until SIGTERM or SIGINT, then drain."""
+    stop = stop_signal()
+    with sole_server(settings.data_path) as lock, _ReservedPort(settings) as port:
+        async with open_services(settings) as (services, _tasks):
+            token_path, token = await prepare(services)
+        asked = {"settings": settings.model_dump(mode="json"), "base": str(settings.base_path), "http_port": port}
+        supervisor = _Supervisor(asked, lock)
+        try:
+            ports = [await supervisor.start(part) for part in parts_of(workers, kinds)]
+            http_port = port if Kind.HTTP in kinds else None
+            dicom_port = next((one for one in ports if one is not None), None)
+            announce(Running(settings, http_port, dicom_port, token_path, token))
+            await supervisor.watch(stop)
+            print("stopping: letting running uploads save what arrived", flush=True)  # noqa: T201 - for the terminal
+        finally:
+            await supervisor.close()
+
+
+class _ReservedPort:
+    """A bound socket that never listens: it keeps the port for the workers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __enter__(self) -> int:
+        http = self._settings.http
+        family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                # a port that somebody else shares by SO_REUSEPORT would be bound without a word
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((http.host, http.port))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._socket.bind((http.host, http.port))
+        except OSError as error:
+            self._socket.close()
+            where = f"{http.host}:{http.port}"
+            raise StartFailed(f"http.port: {where} cannot be listened on: {error.strerror}") from error
+        return int(self._socket.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+class _Supervisor:
+    """The children; one that dies is started again."""
+
+    def __init__(self, asked: dict[str, Any], lock: int) -> None:
+        self._asked = asked
+        self._lock = lock
+        self._children: dict[_Part, Process] = {}
+
+    async def start(self, part: _Part) -> int | None:
+        """Start one process and wait until it serves; gives its DICOM port. StartFailed."""
+        # the lock goes with the children: nobody else may work on the folder while one of them lives
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "server.processes", stdin=PIPE, stdout=PIPE, pass_fds=(self._lock,),
+            cwd=Path(__file__).parents[1], start_new_session=True)
+        self._children[part] = child
+        assert child.stdin is not None and child.stdout is not None, "both are pipes"
+        child.stdin.write(json.dumps({**self._asked, "kinds": sorted(part.kinds)}).encode() + b"\n")
+        with suppress(ConnectionError):
+            await child.stdin.drain()
+        try:
+            async with asyncio.timeout(START_S):
+                told = json.loads(await child.stdout.readline() or b'{"failed": "it died"}')
+        except TimeoutError:
+            told = {"failed": f"not ready within {START_S:g} s"}
+        if "failed" in told:
+            raise StartFailed(str(told["failed"]))
+        return told["dicom_port"]  # type: ignore[no-any-return]  # the child's JSON
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Start again what dies, until `stop`."""
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            while not stop.is_set():
+                ended = {asyncio.ensure_future(child.wait()): part for part, child in self._children.items()}
+                done, waiting = await asyncio.wait({stopping, *ended}, return_when=asyncio.FIRST_COMPLETED)
+                for one in waiting - {stopping}:
+                    one.cancel()
+                for part in [ended[one] for one in done if one is not stopping]:
+                    await self._restart(part, stop)
+        finally:
+            stopping.cancel()
+
+    async def _restart(self, part: _Part, stop: asyncio.Event) -> None:
+        log.error("process.died", part=part.name, status=self._children[part].returncode)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RESTART_S):
+                await stop.wait()
+                return
+        try:
+            await self.start(part)
+        except StartFailed as error:
+            log.error("process.not_started", part=part.name, reason=str(error))
+
+    async def close(self) -> None:
+        """Let every process drain; end those that take too long."""
+        for child in self._children.values():
+            with suppress(ProcessLookupError):
+                child.terminate()
+        for child in self._children.values():
+            try:
+                async with asyncio.timeout(GRACE_S + 5):
+                    await child.wait()
+            except TimeoutError:
+                child.kill()
+                await child.wait()
+
+
+async def _child(asked: dict[str, Any]) -> None:  # the parent's JSON
+    settings = restored(asked["settings"], Path(asked["base"]), http_port=asked["http_port"])
+    kinds = frozenset(Kind(kind) for kind in asked["kinds"])
+    stop = stop_signal()
+    try:
+        async with (open_services(settings) as (services, tasks),
+                    working(services, tasks, kinds, shares_port=True) as (_http_port, dicom_port)):
+            print(json.dumps({"dicom_port": dicom_port}), flush=True)  # noqa: T201 - the parent reads it
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _orphaned)
+            await stop.wait()
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    except StartFailed as error:
+        print(json.dumps({"failed": str(error)}), flush=True)  # noqa: T201 - the parent reads it
+
+
+def _orphaned() -> None:
+    """The parent is gone: whoever starts the server again must find nobody at work."""
+    os._exit(1)
+
+
+def main() -> None:
+    """A child: asked by one line of JSON on stdin."""
+    log_to_stderr()
+    uvloop.run(_child(json.loads(sys.stdin.readline())))
+
+
+if __name__ == "__main__":
+    main()
