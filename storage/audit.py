@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import Connection, Row, select
 
+from storage.database.prepared import Prepared, inserting
 from storage.records import AuditEntry, AuditPosition, timestamp
 from storage.tables import audit
 
 GENESIS = "0" * 64
 """`previous_hash` of the first row."""
+_HEAD = Prepared(select(audit.c.seq, audit.c.row_hash).order_by(audit.c.seq.desc()).limit(1))
+_APPEND = inserting(audit)
 
 
 def _hash(values: dict[str, Any]) -> str:
@@ -26,8 +29,8 @@ def _hash(values: dict[str, Any]) -> str:
 
 def append(tx: Connection, entry: AuditEntry) -> AuditPosition:
     """Append `entry` at the end of the chain. The writer lock of `tx` makes `seq` the order of commits."""
-    head = tx.execute(select(audit.c.seq, audit.c.row_hash).order_by(audit.c.seq.desc()).limit(1)).first()
-    seq, previous = (head.seq + 1, head.row_hash) if head else (1, GENESIS)
+    head = _HEAD.first(tx)
+    seq, previous = (head[0] + 1, head[1]) if head else (1, GENESIS)
     values: dict[str, Any] = {
         "seq": seq, "site": entry.site, "at": timestamp(), "action": entry.action, "actor": entry.actor,
         "subject": entry.subject, "peer": entry.peer, "outcome": entry.outcome,
@@ -35,7 +38,7 @@ def append(tx: Connection, entry: AuditEntry) -> AuditPosition:
         "previous_hash": previous,
     }
     values["row_hash"] = _hash(values)
-    tx.execute(insert(audit).values(values))
+    _APPEND.run(tx, **values)
     return AuditPosition(seq, values["row_hash"])
 
 

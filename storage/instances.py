@@ -3,12 +3,22 @@
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
+from storage.database.prepared import Prepared, inserting
 from storage.records import ImageRecord, timestamp
 from storage.tables import arrival, image, quarantine, series, study
 
 _COLUMNS = [image.c[field.name] for field in fields(ImageRecord)]
+_NAMES = [column.name for column in image.c if column.name != "id"]
+_ADD = inserting(image, without=("id",))
+_BY_ID = Prepared(select(*_COLUMNS).where(image.c.id == bindparam("wanted")))
+_BY_SOP_INSTANCE = Prepared(select(*_COLUMNS).where(
+    image.c.site == bindparam("wanted_site"), image.c.sop_instance_uid == bindparam("wanted"),
+    image.c.superseded_by.is_(None)))
+_ATTACHMENT = Prepared(select(*_COLUMNS).where(
+    image.c.site == bindparam("wanted_site"), image.c.blob_sha256 == bindparam("wanted"),
+    image.c.kind == "attachment"))
 
 
 def _image(row: Row[Any]) -> ImageRecord:  # a row of the image table
@@ -23,17 +33,14 @@ def find(tx: Connection, site: str, image_id: int) -> ImageRecord | None:
 
 def by_sop_instance(tx: Connection, site: str, sop_instance_uid: str) -> ImageRecord | None:
     """The image of that SOP Instance UID that is not superseded."""
-    row = tx.execute(select(*_COLUMNS).where(
-        image.c.site == site, image.c.sop_instance_uid == sop_instance_uid, image.c.superseded_by.is_(None)
-    )).first()
-    return _image(row) if row else None
+    row = _BY_SOP_INSTANCE.first(tx, wanted_site=site, wanted=sop_instance_uid)
+    return ImageRecord(*row) if row else None
 
 
 def attachment_of_blob(tx: Connection, site: str, sha256: str) -> ImageRecord | None:
     """The image of kind `attachment` with these bytes."""
-    row = tx.execute(select(*_COLUMNS).where(
-        image.c.site == site, image.c.blob_sha256 == sha256, image.c.kind == "attachment").limit(1)).first()
-    return _image(row) if row else None
+    row = _ATTACHMENT.first(tx, wanted_site=site, wanted=sha256)
+    return ImageRecord(*row) if row else None
 
 
 def ensure_series(
@@ -60,9 +67,10 @@ def ensure_series(
 
 def add(tx: Connection, **values: Any) -> ImageRecord:  # the columns of the image table but id, stored_at
     """Insert an image; Refused when a live image has its SOP Instance UID."""
-    done = tx.execute(insert(image).values(stored_at=timestamp(), **values))
-    assert done.inserted_primary_key is not None, "the table has a primary key"
-    return _image(tx.execute(select(*_COLUMNS).where(image.c.id == done.inserted_primary_key[0])).one())
+    image_id = _ADD.insert(tx, **{**dict.fromkeys(_NAMES), "stored_at": timestamp(), **values})
+    row = _BY_ID.first(tx, wanted=image_id)
+    assert row is not None, "it was just written"
+    return ImageRecord(*row)
 
 
 def add_arrival(tx: Connection, **values: Any) -> int:  # the columns of the arrival table but id, arrived_at

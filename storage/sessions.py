@@ -1,26 +1,41 @@
 """Units of work on sessions, their aliases, ACKs and idempotency keys. Decides nothing: compares and sets."""
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 
+from storage.database.prepared import Prepared, inserting
 from storage.errors import Conflict, NotFound
 from storage.records import SessionRecord, Status, timestamp
 from storage.tables import ack, blob, idempotency, image, session, session_alias, session_member
 
 _COLUMNS = [session.c[field.name] for field in fields(SessionRecord)]
+_STATUS = [field.name for field in fields(SessionRecord)].index("status")
+_NAMES = [column.name for column in session.c]
+_ADD = inserting(session)
+_FIND = Prepared(select(*_COLUMNS).where(
+    session.c.site == bindparam("wanted_site"), session.c.session_id == bindparam("wanted")))
+_REAL_ID = Prepared(select(session_alias.c.session_id).where(session_alias.c.alias_id == bindparam("wanted")))
+_BY_DEDUP_KEY = Prepared(select(*_COLUMNS).where(session.c.dedup_key == bindparam("wanted")))
+_OF_BLOB = Prepared(select(*_COLUMNS).where(
+    session.c.site == bindparam("wanted_site"), session.c.blob_sha256 == bindparam("wanted")))
+_CHANGES: dict[tuple[str, ...], Prepared] = {}
+"""The updates that were asked for so far, by the columns that they set."""
+_ADD_MEMBER = inserting(session_member)
+_IS_MEMBER = Prepared(select(session_member.c.principal).where(
+    session_member.c.session_id == bindparam("wanted"), session_member.c.principal == bindparam("wanted_principal")))
 
 
-def _record(row: Row[Any]) -> SessionRecord:  # a row of the session table
-    values = dict(row._mapping)
-    values["status"] = Status(values["status"])
-    return SessionRecord(**values)
+def _record(row: Row[Any] | tuple[Any, ...]) -> SessionRecord:  # a row of the session table
+    values = list(row)
+    values[_STATUS] = Status(values[_STATUS])
+    return SessionRecord(*values)
 
 
 def add(tx: Connection, record: SessionRecord) -> None:
     """Insert a new session. Refused when its id or its dedup key is taken."""
-    tx.execute(insert(session).values(**asdict(record)))
+    _ADD.run(tx, **{name: getattr(record, name) for name in _NAMES})
 
 
 def add_alias(tx: Connection, site: str, alias_id: str, session_id: str) -> None:
@@ -32,22 +47,19 @@ def add_alias(tx: Connection, site: str, alias_id: str, session_id: str) -> None
 def add_member(tx: Connection, site: str, session_id: str, principal: str) -> None:
     """Let `principal` go on with a session: its maker, and whoever was answered with it."""
     if not is_member(tx, session_id, principal):
-        tx.execute(insert(session_member).values(session_id=session_id, principal=principal, site=site))
+        _ADD_MEMBER.run(tx, session_id=session_id, principal=principal, site=site)
 
 
 def is_member(tx: Connection, session_id: str, principal: str) -> bool:
     """Whether `principal` made the session or was answered with it."""
-    return tx.execute(select(session_member.c.principal).where(
-        session_member.c.session_id == session_id, session_member.c.principal == principal)).first() is not None
+    return _IS_MEMBER.first(tx, wanted=session_id, wanted_principal=principal) is not None
 
 
 def find(tx: Connection, site: str, session_id: str) -> SessionRecord | None:
     """The session of that id or alias in `site`."""
-    real = select(session_alias.c.session_id).where(session_alias.c.alias_id == session_id)
-    row = tx.execute(
-        select(*_COLUMNS).where(
-            session.c.site == site, or_(session.c.session_id == session_id, session.c.session_id.in_(real)))
-    ).first()
+    row = _FIND.first(tx, wanted_site=site, wanted=session_id)
+    if row is None and (real := _REAL_ID.first(tx, wanted=session_id)) is not None:
+        row = _FIND.first(tx, wanted_site=site, wanted=real[0])
     return _record(row) if row else None
 
 
@@ -61,23 +73,22 @@ def get(tx: Connection, site: str, session_id: str) -> SessionRecord:
 
 def by_dedup_key(tx: Connection, key: str) -> SessionRecord | None:
     """The session that holds the dedup key."""
-    row = tx.execute(select(*_COLUMNS).where(session.c.dedup_key == key)).first()
+    row = _BY_DEDUP_KEY.first(tx, wanted=key)
     return _record(row) if row else None
 
 
 def of_blob(tx: Connection, site: str, sha256: str) -> list[SessionRecord]:
     """The sessions that hold a blob."""
-    rows = tx.execute(select(*_COLUMNS).where(session.c.site == site, session.c.blob_sha256 == sha256))
-    return [_record(row) for row in rows]
+    return [_record(row) for row in _OF_BLOB.rows(tx, wanted_site=site, wanted=sha256)]
 
 
 def change(tx: Connection, session_id: str, expected: Status, **values: Any) -> None:  # columns of any type
     """Compare and set: Conflict when the status is not `expected`."""
-    changed = tx.execute(
-        update(session).where(session.c.session_id == session_id, session.c.status == expected)
-        .values(updated_at=timestamp(), **values)
-    )
-    if changed.rowcount != 1:
+    names = ("updated_at", *values)
+    if names not in _CHANGES:
+        _CHANGES[names] = Prepared(update(session).where(
+            session.c.session_id == bindparam("wanted"), session.c.status == bindparam("expected_status")), names)
+    if _CHANGES[names].run(tx, wanted=session_id, expected_status=expected, updated_at=timestamp(), **values) != 1:
         raise Conflict(f"the session is not {expected}")
 
 

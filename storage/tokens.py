@@ -1,12 +1,16 @@
 """Units of work on tokens and public signing keys. Secrets never come here, only their SHA-256."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
+from storage.database.prepared import Prepared
 from storage.records import TokenRecord, timestamp
 from storage.tables import signing_key, token
+
+_FIND = Prepared(select(*(token.c[field.name] for field in fields(TokenRecord))).where(
+    token.c.token_id == bindparam("wanted")))
 
 
 def add(tx: Connection, record: TokenRecord) -> None:
@@ -16,8 +20,8 @@ def add(tx: Connection, record: TokenRecord) -> None:
 
 def find(tx: Connection, token_id: str) -> TokenRecord | None:
     """The token of that id."""
-    row = tx.execute(select(token).where(token.c.token_id == token_id)).first()
-    return TokenRecord(**row._mapping) if row else None
+    row = _FIND.first(tx, wanted=token_id)
+    return TokenRecord(*row) if row else None
 
 
 def count(tx: Connection) -> int:

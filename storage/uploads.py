@@ -4,29 +4,45 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 
+from storage.database.prepared import Prepared, inserting
 from storage.errors import Conflict, NotFound
 from storage.records import DEFAULT_SITE, BlobRecord, UploadRecord, UploadState, timestamp
 from storage.tables import arrival, blob, clock, image, quarantine, session, upload, upload_part
 
 _COLUMNS = [upload.c[field.name] for field in fields(UploadRecord)]
+_STATE = [field.name for field in fields(UploadRecord)].index("state")
+_ADD = inserting(upload)
+_FIND = Prepared(select(*_COLUMNS).where(upload.c.upload_id == bindparam("wanted")))
+_LIVE = Prepared(select(*_COLUMNS).where(upload.c.session_id == bindparam("wanted"), upload.c.state != "gone"))
+_OPEN_COUNT = Prepared(select(func.count(), func.coalesce(func.sum(upload.c.offset_bytes), 0)).where(
+    upload.c.principal == bindparam("wanted"), upload.c.state == "open"))
+_FINISH = Prepared(
+    update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == "open")
+    .values(offset_bytes=upload.c.length_bytes), ("state", "finished_at", "blob_sha256", "offset_bytes"))
+_ADVANCE = Prepared(
+    update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == "open",
+                         upload.c.offset_bytes == bindparam("expected")),
+    ("offset_bytes", "boot_id", "expires_at"))
+_ADD_BLOB = inserting(blob, without=("verified_at",))
+_FIND_BLOB = Prepared(select(blob).where(blob.c.site == bindparam("wanted_site"), blob.c.sha256 == bindparam("wanted")))
 
 
-def _record(row: Row[Any]) -> UploadRecord:  # a row of the upload table
-    values = dict(row._mapping)
-    values["state"] = UploadState(values["state"])
-    return UploadRecord(**values)
+def _record(row: Row[Any] | tuple[Any, ...]) -> UploadRecord:  # a row of the upload table
+    values = list(row)
+    values[_STATE] = UploadState(values[_STATE])
+    return UploadRecord(*values)
 
 
 def add(tx: Connection, record: UploadRecord) -> None:
     """Insert a new upload. Refused when its session has a live one."""
-    tx.execute(insert(upload).values(**asdict(record)))
+    _ADD.run(tx, **asdict(record))
 
 
 def find(tx: Connection, upload_id: str) -> UploadRecord | None:
     """The upload of that id."""
-    row = tx.execute(select(*_COLUMNS).where(upload.c.upload_id == upload_id)).first()
+    row = _FIND.first(tx, wanted=upload_id)
     return _record(row) if row else None
 
 
@@ -40,9 +56,7 @@ def get(tx: Connection, upload_id: str) -> UploadRecord:
 
 def live(tx: Connection, session_id: str) -> UploadRecord | None:
     """The one upload of a session that is not gone."""
-    row = tx.execute(
-        select(*_COLUMNS).where(upload.c.session_id == session_id, upload.c.state != UploadState.GONE)
-    ).first()
+    row = _LIVE.first(tx, wanted=session_id)
     return _record(row) if row else None
 
 
@@ -69,9 +83,8 @@ def expired(tx: Connection, moment: str) -> list[UploadRecord]:
 
 def open_count(tx: Connection, principal: str) -> tuple[int, int]:
     """The open uploads of a principal: how many, and how many staged bytes."""
-    row = tx.execute(select(func.count(), func.coalesce(func.sum(upload.c.offset_bytes), 0)).where(
-        upload.c.principal == principal, upload.c.state == UploadState.OPEN)).one()
-    return int(row[0]), int(row[1])
+    count, staged_bytes = _OPEN_COUNT.first(tx, wanted=principal) or (0, 0)
+    return int(count), int(staged_bytes)
 
 
 def declare_length(tx: Connection, upload_id: str, length_bytes: int) -> None:
@@ -130,24 +143,17 @@ def believe_clock(tx: Connection, moment: str) -> None:
 
 def advance(tx: Connection, upload_id: str, expected: int, offset_bytes: int, boot_id: str, expires_at: str) -> None:
     """Note that `offset_bytes` are durable. Conflict when the upload is not open at `expected`."""
-    changed = tx.execute(
-        update(upload).where(
-            upload.c.upload_id == upload_id, upload.c.state == UploadState.OPEN,
-            upload.c.offset_bytes == expected)
-        .values(offset_bytes=offset_bytes, boot_id=boot_id, expires_at=expires_at)
-    )
-    if changed.rowcount != 1:
+    changed = _ADVANCE.run(tx, wanted=upload_id, expected=expected, offset_bytes=offset_bytes, boot_id=boot_id,
+                           expires_at=expires_at)
+    if changed != 1:
         raise Conflict("the upload moved on")
 
 
 def finish(tx: Connection, upload_id: str, blob_sha256: str) -> None:
     """Mark an open upload as finished. Conflict when it is not open."""
-    changed = tx.execute(
-        update(upload).where(upload.c.upload_id == upload_id, upload.c.state == UploadState.OPEN)
-        .values(state=UploadState.FINISHED, finished_at=timestamp(), blob_sha256=blob_sha256,
-                offset_bytes=upload.c.length_bytes)
-    )
-    if changed.rowcount != 1:
+    changed = _FINISH.run(tx, wanted=upload_id, state=UploadState.FINISHED, finished_at=timestamp(),
+                          blob_sha256=blob_sha256)
+    if changed != 1:
         raise Conflict("the upload is not open")
 
 
@@ -162,18 +168,16 @@ def end(tx: Connection, upload_id: str, reason: str) -> bool:
 
 def add_blob(tx: Connection, site: str, sha256: str, size_bytes: int, repaired: bool = False) -> None:
     """Note a sealed blob; `repaired` clears its alarm, its bytes having been replaced by good ones."""
-    there = tx.execute(select(blob.c.sha256).where(blob.c.site == site, blob.c.sha256 == sha256)).first()
-    if there is None:
-        tx.execute(insert(blob).values(
-            site=site, sha256=sha256, size_bytes=size_bytes, sealed_at=timestamp(), alarm=None))
+    if find_blob(tx, site, sha256) is None:
+        _ADD_BLOB.run(tx, site=site, sha256=sha256, size_bytes=size_bytes, sealed_at=timestamp(), alarm=None)
     elif repaired:
         tx.execute(update(blob).where(blob.c.site == site, blob.c.sha256 == sha256).values(alarm=None))
 
 
 def find_blob(tx: Connection, site: str, sha256: str) -> BlobRecord | None:
     """The row of a sealed blob."""
-    row = tx.execute(select(blob).where(blob.c.site == site, blob.c.sha256 == sha256)).first()
-    return BlobRecord(**row._mapping) if row else None
+    row = _FIND_BLOB.first(tx, wanted_site=site, wanted=sha256)
+    return BlobRecord(*row) if row else None
 
 
 def note_readback(tx: Connection, site: str, sha256: str, alarm: str | None) -> None:

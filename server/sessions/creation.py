@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
 
 from server.auth import Principal, Role
 from server.errors import RequestError
@@ -13,6 +12,7 @@ from server.sessions import machine
 from server.sessions.moves import move, note, take_metadata
 from server.sessions.schema import NewSession, canonical
 from storage import sessions, uploads
+from storage.errors import Refused
 from storage.records import SessionRecord, Status, UploadRecord, timestamp
 
 NameOrder = Callable[[Connection, str, str, str | None], str | None]
@@ -77,7 +77,7 @@ def create(tx: Connection, new: NewSession, who: Principal, name_order: NameOrde
     record = replace(record, seq=position.seq)
     try:
         sessions.add(tx, record)
-    except IntegrityError as error:  # the id exists in another site, which must not be told apart
+    except Refused as error:  # the id exists in another site, which must not be told apart
         raise RequestError("session_conflict", "this session_id is taken", fields=["session_id"]) from error
     sessions.add_member(tx, who.site, record.session_id, who.name)
     return Created(record, new=True)

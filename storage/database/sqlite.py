@@ -1,4 +1,4 @@
-"""SQLite in WAL: one writer thread that commits in groups, readers through aiosqlite.
+"""SQLite in WAL: one writer thread that commits in groups, and a few reader threads.
 
 Facts: one commit of a group costs one fsync whatever its size, so waiting 2 ms for company multiplies the
 throughput; with several processes SQLite's own busy handler starves writers for seconds, a lock file taken
@@ -13,33 +13,32 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
-from storage.errors import NoSpace, Refused, StorageError, StorageIO
+from storage.database.prepared import sqlite_failure
+from storage.errors import StorageError, StorageIO
 
 T = TypeVar("T")
 GROUP_UNITS = 256
 GROUP_WAIT_S = 0.002
 QUEUE_UNITS = 10_000
 LOCK_WAIT_S = 30.0
-READERS = 8
+READERS = 4
+DURABLE = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF")
+READING = ("query_only=ON", "trusted_schema=OFF")
 
 
 def translate(error: Exception) -> Exception:
     """SQLite's errors in the storage's words; anything else as it is."""
-    if isinstance(error, IntegrityError):
-        return Refused(str(error.orig))
-    if isinstance(error, OperationalError):
-        reason = str(error.orig)
-        return NoSpace(reason) if "full" in reason else StorageIO(reason)
-    return error
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return sqlite_failure(cause) if isinstance(cause, sqlite3.Error) else error
 
 
 def writer_engine(path: Path) -> Engine:
@@ -49,7 +48,7 @@ def writer_engine(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def durable(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # pysqlite would begin and commit on its own
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
+        for pragma in DURABLE:
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -59,16 +58,23 @@ def writer_engine(path: Path) -> Engine:
     return engine
 
 
-def _reader_engine(path: Path) -> AsyncEngine:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=READERS, max_overflow=0)
+def _connect(path: Path, *, read_only: bool) -> Connection:
+    """A connection whose transactions we begin and end ourselves, by statements of SQLite."""
+    engine = create_engine(
+        f"sqlite:///{path}", poolclass=NullPool, isolation_level="AUTOCOMMIT",
+        connect_args={"timeout": LOCK_WAIT_S, "check_same_thread": False, "cached_statements": 512})
+    connection = engine.connect()
+    pragmas = READING if read_only else DURABLE
+    for pragma in pragmas:
+        driver_of(connection).execute(f"PRAGMA {pragma}")
+    return connection
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def read_only(connection: Any, _record: object) -> None:  # SQLAlchemy's adapter over aiosqlite
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA query_only=ON")
-        cursor.close()
 
-    return engine
+def driver_of(connection: Connection) -> sqlite3.Connection:
+    """The driver's connection beneath SQLAlchemy's."""
+    driver = connection.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection), "this is SQLite"
+    return driver
 
 
 @contextmanager
@@ -98,8 +104,10 @@ class SqliteDatabase:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._units: queue.Queue[_Unit | None] = queue.Queue(QUEUE_UNITS)
-        self._writer = writer_engine(path)
-        self._reader = _reader_engine(path)
+        self._writer = _connect(path, read_only=False)
+        self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
+        self._reading = threading.local()
+        self._opened: list[Connection] = []
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
@@ -115,10 +123,21 @@ class SqliteDatabase:
 
     async def read(self, unit: Callable[[Connection], T]) -> T:
         """Run `unit` on a snapshot; a write in it is refused by SQLite."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, unit)
+
+    def _read(self, unit: Callable[[Connection], T]) -> T:
+        connection: Connection | None = getattr(self._reading, "connection", None)
+        if connection is None:
+            connection = self._reading.connection = _connect(self._path, read_only=True)
+            self._opened.append(connection)
+        driver = driver_of(connection)
         try:
-            async with self._reader.connect() as connection:
-                return await connection.run_sync(unit)
-        except (IntegrityError, OperationalError) as error:
+            driver.execute("BEGIN")
+            try:
+                return unit(connection)
+            finally:
+                driver.execute("ROLLBACK")
+        except (DBAPIError, sqlite3.Error) as error:
             raise translate(error) from error
 
     async def close(self) -> None:
@@ -126,8 +145,9 @@ class SqliteDatabase:
         if self._thread.is_alive():
             await asyncio.to_thread(self._units.put, None)
             await asyncio.to_thread(self._thread.join)
-        self._writer.dispose()
-        await self._reader.dispose()
+        await asyncio.to_thread(self._readers.shutdown)
+        for connection in (self._writer, *self._opened):
+            connection.close()
 
     def _run(self) -> None:
         last = False
@@ -154,26 +174,36 @@ class SqliteDatabase:
         return group, False
 
     def _commit(self, group: list[_Unit]) -> None:
-        done: list[tuple[_Unit, Any]] = []  # the result types are the callers'
-        failed: list[tuple[_Unit, BaseException]] = []
+        running = [unit for unit in group if unit.future.set_running_or_notify_cancel()]
+        outcomes: list[tuple[_Unit, Any, Exception | None]] = []  # the result types are the callers'
+        driver = driver_of(self._writer)
         try:
-            with writer_lock(self._path), self._writer.begin() as connection:
-                for unit in group:
-                    if not unit.future.set_running_or_notify_cancel():
-                        continue
-                    try:
-                        with connection.begin_nested():
-                            done.append((unit, unit.run(connection)))
-                    except Exception as error:  # noqa: BLE001 - the rim of the writer: each unit gets its own
-                        failed.append((unit, translate(error)))
+            with writer_lock(self._path):
+                driver.execute("BEGIN IMMEDIATE")
+                for unit in running:
+                    outcomes.append((unit, *self._run_unit(driver, unit)))
+                driver.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - the commit failed: nothing of the group is durable
+            with suppress(sqlite3.Error):
+                driver.execute("ROLLBACK")
             reason = translate(error)
             if not isinstance(reason, StorageError):
                 reason = StorageIO(str(error))
-            failed.extend((unit, reason) for unit in group if unit not in [f for f, _ in failed])
-            done = []
-        for unit, result in done:
-            unit.future.set_result(result)
-        for unit, failure in failed:
-            if unit.future.running() or (not unit.future.done() and unit.future.set_running_or_notify_cancel()):
+            failed = {id(unit): failure for unit, _, failure in outcomes}
+            outcomes = [(unit, None, failed.get(id(unit)) or reason) for unit in running]
+        for unit, result, failure in outcomes:
+            if failure is None:
+                unit.future.set_result(result)
+            else:
                 unit.future.set_exception(failure)
+
+    def _run_unit(self, driver: sqlite3.Connection, unit: _Unit) -> tuple[Any, Exception | None]:
+        driver.execute("SAVEPOINT unit")
+        try:
+            result = unit.run(self._writer)
+        except Exception as error:  # noqa: BLE001 - the rim of the writer: each unit gets its own
+            driver.execute("ROLLBACK TO unit")
+            driver.execute("RELEASE unit")
+            return None, translate(error)
+        driver.execute("RELEASE unit")
+        return result, None

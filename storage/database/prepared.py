@@ -1,0 +1,113 @@
+"""Statements that are built and compiled once, for the paths that every upload takes. Knows no table.
+
+Fact: building, caching and executing a Core statement costs about 150 µs, of which SQLite's work is 5 µs; a compiled
+one on the driver's connection costs about 10 µs. On any other database the statement runs as SQLAlchemy runs it.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Insert, Select, Update
+from sqlalchemy.engine import Dialect
+
+from storage.errors import NoSpace, Refused, StorageIO
+
+Encoder = Callable[[Any], Any]  # whatever a column's type takes and gives
+
+
+def sqlite_failure(error: sqlite3.Error) -> Exception:
+    """SQLite's errors in the storage's words; anything else as it is."""
+    if isinstance(error, sqlite3.IntegrityError):
+        return Refused(str(error))
+    if isinstance(error, sqlite3.OperationalError):
+        return NoSpace(str(error)) if "full" in str(error) else StorageIO(str(error))
+    return error
+
+
+class _Compiled:
+    """A statement for one dialect: its text, and how values go in and rows come out."""
+
+    def __init__(self, statement: "Select[Any] | Insert | Update", names: tuple[str, ...], dialect: Dialect) -> None:
+        columns = list(names) if names else None
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
+        self.text = str(compiled)
+        self.names: list[str] = list(getattr(compiled, "positiontup", None) or [])
+        self.constants = {name: value for name, value in compiled.params.items() if value is not None}
+        self.encoders = {name: encoder for name in self.names if (encoder := _encoder(compiled.binds[name], dialect))}
+        selected = list(statement.selected_columns) if isinstance(statement, Select) else []
+        decoders = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in selected]
+        self.decoders = [(place, decoder) for place, decoder in enumerate(decoders) if decoder is not None]
+
+    def arguments(self, values: dict[str, Any]) -> list[Any]:  # a column's values
+        """`values` in the order of the text's placeholders."""
+        given = {**self.constants, **values}
+        for name, encoder in self.encoders.items():
+            given[name] = encoder(given[name])
+        return [given[name] for name in self.names]
+
+    def decoded(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A row with its columns' types."""
+        if not self.decoders:
+            return row
+        values = list(row)
+        for place, decoder in self.decoders:
+            values[place] = decoder(values[place])
+        return tuple(values)
+
+
+def _encoder(bind: Any, dialect: Dialect) -> Encoder | None:  # a BindParameter of any type
+    found: Encoder | None = bind.type.dialect_impl(dialect).bind_processor(dialect)
+    return found
+
+
+class Prepared:
+    """One statement; placeholders are `bindparam(name)`, or the columns `names` of an insert."""
+
+    def __init__(self, statement: "Select[Any] | Insert | Update", names: tuple[str, ...] = ()) -> None:
+        self._statement = statement
+        self._names = names
+        self._compiled: dict[str, _Compiled] = {}
+
+    def _cursor(self, tx: Connection, values: dict[str, Any]) -> tuple[_Compiled, sqlite3.Cursor]:
+        compiled = self._compiled.get(tx.dialect.name)
+        if compiled is None:
+            compiled = self._compiled[tx.dialect.name] = _Compiled(self._statement, self._names, tx.dialect)
+        driver = tx.connection.dbapi_connection
+        assert isinstance(driver, sqlite3.Connection), "the one dialect that is prepared"
+        try:
+            return compiled, driver.execute(compiled.text, compiled.arguments(values))
+        except sqlite3.Error as error:
+            raise sqlite_failure(error) from error
+
+    def rows(self, tx: Connection, **values: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows of a select."""
+        if tx.dialect.name != "sqlite":
+            yield from (tuple(row) for row in tx.execute(self._statement, values))
+            return
+        compiled, cursor = self._cursor(tx, values)
+        for row in cursor.fetchall():
+            yield compiled.decoded(row)
+
+    def first(self, tx: Connection, **values: Any) -> tuple[Any, ...] | None:
+        """The first row of a select."""
+        return next(self.rows(tx, **values), None)
+
+    def run(self, tx: Connection, **values: Any) -> int:
+        """Execute an insert or update: how many rows changed."""
+        if tx.dialect.name != "sqlite":
+            return tx.execute(self._statement, values).rowcount
+        return self._cursor(tx, values)[1].rowcount
+
+    def insert(self, tx: Connection, **values: Any) -> int:
+        """Execute an insert into a table whose primary key counts by itself: the new key."""
+        if tx.dialect.name != "sqlite":
+            key = tx.execute(self._statement, values).inserted_primary_key
+            return int(key[0]) if key else 0
+        return int(self._cursor(tx, values)[1].lastrowid or 0)
+
+
+def inserting(table: Any, without: tuple[str, ...] = ()) -> Prepared:  # a Table of any columns
+    """An insert that names every column of `table` but `without`."""
+    names = tuple(column.name for column in table.c if column.name not in without)
+    return Prepared(table.insert(), names)
