@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from server.auth import Principal
 from server.errors import AppError, SessionFailure
 from storage.blobs.base import Sealed
-from storage.records import Status, UploadRecord
+from storage.records import SessionRecord, Status, UploadRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,20 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the sessions say of an upload: why it answers 410 (None: it is alive), and what its file must be."""
+    """What the sessions say of an upload: why it answers 410 (None: it is alive), and its session, if it has one."""
 
     refusal: AppError | None
-    checksum_sha256: str | None = None
-    file_size: int | None = None
+    session: SessionRecord | None = None
+
+    @property
+    def checksum_sha256(self) -> str | None:
+        """The SHA-256 that its sender declared."""
+        return self.session.checksum_sha256 if self.session else None
+
+    @property
+    def file_size(self) -> int | None:
+        """Its size in bytes, None while that is not known."""
+        return self.session.file_size if self.session else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +91,13 @@ class UploadPolicy(Protocol):
         """The length that was deferred is known now. RequestError `file_too_large`; Conflict when it has another."""
         ...
 
-    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None, first: Unit) -> Verdict | None:
+    async def finished(
+        self, upload: UploadRecord, session: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
+    ) -> Verdict | None:
         """Note the finish and file the content. None when the verdict takes longer. Idempotent.
 
-        `first` runs in the transaction that notes the finish of an open upload, before it.
+        `session` is that of the upload's standing. `first` runs in the transaction that notes the finish of an open
+        upload, before it.
         """
         ...
 

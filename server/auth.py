@@ -16,6 +16,8 @@ from storage.store import Store
 
 PREFIX = "ph"
 REFUSAL_NOTED_S = 60.0
+KNOWN_S = 1.0
+MOST_KNOWN = 10_000
 
 
 class Role(StrEnum):
@@ -97,6 +99,7 @@ class Authenticator:
         self._store = store
         self._mode = mode
         self._noted: dict[str | None, float] = {}
+        self._known: dict[str, tuple[float, TokenRecord]] = {}
 
     async def identify(self, authorization: str | None) -> Bearer:
         """The bearer of `authorization`; RequestError `unauthorized` when it proves nothing."""
@@ -106,12 +109,24 @@ class Authenticator:
         parts = text.strip().split("_", 2)
         if scheme.lower() != "bearer" or len(parts) != 3 or parts[0] != PREFIX:
             raise RequestError("unauthorized", "send the header Authorization: Bearer with a token")
-        record = await self._store.read(lambda tx: tokens.find(tx, parts[1]))
+        record = await self._find(parts[1])
         if record is None or not hmac.compare_digest(record.secret_sha256, _hash(parts[2])) or record.revoked_at:
             raise RequestError("unauthorized", "the token is not known, or was revoked")
         expired = record.expires_at is not None and record.expires_at <= timestamp()
         return Bearer(Principal(record.token_id, record.site, Role(record.role), record.visit_id), expired)
 
+    async def _find(self, token_id: str) -> TokenRecord | None:
+        """The token, as it was at most a second ago: a revoked one is refused by then."""
+        moment = time.monotonic()
+        known = self._known.get(token_id)
+        if known is not None and moment - known[0] < KNOWN_S:
+            return known[1]
+        record = await self._store.read(lambda tx: tokens.find(tx, token_id))
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+        if record is not None:
+            self._known[token_id] = (moment, record)
+        return record
 
     async def note_refusal(self, peer: str | None, why: str) -> None:
         """Audit a refused login (contract §9): one row per address and minute, so that guessing fills no disk."""

@@ -4,13 +4,18 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 
+from storage.database.prepared import Prepared
 from storage.errors import Conflict
 from storage.records import DeliveryRecord, DeliveryState, JobRecord, JobState, now, timestamp
 from storage.tables import delivery, job
 
 _DELIVERY = [delivery.c[field.name] for field in fields(DeliveryRecord)]
+
+_IS_DUE = Prepared(select(job.c.job_id).where(job.c.kind == bindparam("wanted"), or_(
+    (job.c.state == "waiting") & (job.c.run_after <= bindparam("moment")),
+    (job.c.state == "running") & (job.c.lease_until < bindparam("moment")))).limit(1))
 
 
 def _job(row: Row[Any]) -> JobRecord:  # a row of the job table
@@ -44,10 +49,7 @@ def enqueue(tx: Connection, site: str, kind: str, subject: str, lease_s: float =
 
 def is_due(tx: Connection, kind: str) -> bool:
     """Whether a job of that kind waits to be claimed: asked before `claim`, for reading takes no lock."""
-    moment = timestamp()
-    return tx.execute(select(job.c.job_id).where(job.c.kind == kind, or_(
-        (job.c.state == JobState.WAITING) & (job.c.run_after <= moment),
-        (job.c.state == JobState.RUNNING) & (job.c.lease_until < moment))).limit(1)).first() is not None
+    return _IS_DUE.first(tx, wanted=kind, moment=timestamp()) is not None
 
 
 def claim(tx: Connection, kinds: tuple[str, ...], lease_s: float) -> JobRecord | None:

@@ -10,7 +10,7 @@ from server.errors import DicomRejected, SessionFailure
 from server.filing import Filed, Inspection, Origin
 from server.pacs.dicom import SERIES_KEYWORDS, STUDY_KEYWORDS, Header, dataset_sha256, read_header
 from storage import audit, instances, jobs, orders
-from storage.blobs.base import BlobStore, LocalPath, Span, sealed
+from storage.blobs.base import BlobStore, LocalPath, sealed
 from storage.errors import StorageError
 from storage.records import AuditEntry, ImageRecord, OrderRecord, Sha256
 from storage.store import Store
@@ -34,18 +34,15 @@ class Ingester:
 
     async def inspect(self, sha256: Sha256, size_bytes: int, origin: Origin) -> Inspection:
         """Read the header and digest the data set; see Files."""
-        key = sealed(origin.site, sha256)
+        path = blob_path(self._blobs, origin.site, sha256)
         try:
-            mark = b"".join([part async for part in self._blobs.read(key, Span(128, 132))])
-            if mark != b"DICM" and not origin.claims_dicom:
+            async with asyncio.timeout(INSPECT_S):
+                read = await asyncio.to_thread(_read, path, origin.claims_dicom)
+            if read is None:
                 if not self._accept_other:
                     raise SessionFailure("POLICY_REJECTED", "only DICOM is taken here")
                 return Inspection(sha256, size_bytes, None)
-            assert isinstance(self._blobs, LocalPath), "the only store so far keeps files"
-            path = self._blobs.path(key)
-            async with asyncio.timeout(INSPECT_S):
-                header = await asyncio.to_thread(read_header, path)
-            digest = await asyncio.to_thread(dataset_sha256, path, header)
+            header, digest = read
             same_as = await self._same_object(path, header, digest, origin.site)
         except TimeoutError as error:
             raise SessionFailure("INGEST_TIMEOUT") from error
@@ -120,6 +117,17 @@ class Ingester:
         for destination in self._destinations:
             jobs.add_delivery(tx, origin.site, image.id, destination)
         return Filed(image, flags=flags)
+
+
+def _read(path: Path, claims_dicom: bool) -> tuple[Header, Sha256] | None:
+    """The header and the digest of the data set; None for what is no DICOM and does not claim to be."""
+    if not claims_dicom:
+        with path.open("rb", buffering=0) as file:
+            file.seek(128)
+            if file.read(4) != b"DICM":
+                return None
+    header = read_header(path)
+    return header, dataset_sha256(path, header)
 
 
 def _order_of(tx: Connection, header: Header, origin: Origin) -> OrderRecord | None:

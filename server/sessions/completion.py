@@ -42,10 +42,10 @@ class Completion:
         self._sync_wait_s = sync_wait_s
         self._on_stored = on_stored
 
-    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None, first: Unit) -> Verdict | None:
+    async def finished(
+        self, upload: UploadRecord, record: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
+    ) -> Verdict | None:
         """Every byte is held: note it and file the content; None when that takes longer than `sync_wait_s`."""
-        session_id = session_of(upload)
-        record = await self._store.read(lambda tx: sessions.get(tx, upload.site, session_id))
         if upload.state is UploadState.OPEN and sealed.size_bytes <= SMALL_BYTES:
             inspected = await self._inspect(record, sealed.sha256, sealed.size_bytes)
 

@@ -52,12 +52,21 @@ class Intake:
             await self.check_room(new.length_bytes)
         if new.upload_concat == "partial":
             return await self._admit_part(new, who)
-        record = await self._session_of(new, who)
-        if record.status in machine.STORED:
-            upload = await self._store.read(lambda tx: uploads.live(tx, record.session_id))
-            if upload is not None:
-                return Admission(upload, created=False)
-        handed = await self.hand_out(record, who, new)
+        values = _texts(new)
+        wanted = _new_session(new, values)
+
+        def unit(tx: Connection) -> creation.Handed | SessionRecord:
+            record = self._session_of(tx, new, values.get("session_id"), wanted, who)
+            if record.status in machine.STORED and (upload := uploads.live(tx, record.session_id)) is not None:
+                return creation.Handed(record, upload, new=False)
+            if record.retry_count:
+                return record  # it may have lost an upload whose good prefix is worth keeping
+            self._check_quota(tx, who)
+            return creation.hand_out(tx, record, who, self._spare(record, new, who), new.part_ids, new.peer)
+
+        handed = await self._store.write(unit)
+        if isinstance(handed, SessionRecord):
+            handed = await self.hand_out(handed, who, new)
         return Admission(handed.upload, handed.new)
 
     async def check_room(self, size_bytes: int) -> None:
@@ -84,33 +93,23 @@ class Intake:
         if count >= self._settings.max_open or staged_bytes >= self._settings.max_staged_bytes:
             raise RequestError("too_many_uploads", f"{count} uploads of yours are unfinished", retry_after_s=60)
 
-    async def _session_of(self, new: NewUpload, who: Principal) -> SessionRecord:
-        values = _texts(new)
-        session_id = values.get("session_id")
-        if session_id:
-            known = await self._store.read(lambda tx: sessions.find(tx, who.site, session_id))
-            if known is not None:
-                return await self._existing(new, session_id, who)
-        wanted = _new_session(new, values)
+    def _session_of(
+        self, tx: Connection, new: NewUpload, session_id: str | None, wanted: NewSession, who: Principal
+    ) -> SessionRecord:
+        if session_id and sessions.find(tx, who.site, session_id) is not None:
+            return self._existing(tx, new, session_id, who)
+        created = creation.create(tx, wanted, who, self._name_order, new.peer)
+        if created.hint == "retry":
+            return creation.retry(tx, created.session, who, new.peer)
+        return created.session
 
-        def unit(tx: Connection) -> SessionRecord:
-            created = creation.create(tx, wanted, who, self._name_order, new.peer)
-            if created.hint == "retry":
-                return creation.retry(tx, created.session, who, new.peer)
-            return created.session
-
-        return await self._store.write(unit)
-
-    async def _existing(self, new: NewUpload, session_id: str, who: Principal) -> SessionRecord:
-        def unit(tx: Connection) -> SessionRecord:
-            record = creation.see(tx, session_id, who)
-            told = new.length_bytes is not None and new.content_encoding is None
-            if told and record.file_size not in (None, new.length_bytes):
-                raise RequestError("session_conflict", f"the session's file has {record.file_size} bytes",
-                                   session_id=record.session_id, fields=["file_size"])
-            return creation.retry(tx, record, who, new.peer) if record.status is Status.FAILED else record
-
-        return await self._store.write(unit)
+    def _existing(self, tx: Connection, new: NewUpload, session_id: str, who: Principal) -> SessionRecord:
+        record = creation.see(tx, session_id, who)
+        told = new.length_bytes is not None and new.content_encoding is None
+        if told and record.file_size not in (None, new.length_bytes):
+            raise RequestError("session_conflict", f"the session's file has {record.file_size} bytes",
+                               session_id=record.session_id, fields=["file_size"])
+        return creation.retry(tx, record, who, new.peer) if record.status is Status.FAILED else record
 
     async def hand_out(self, record: SessionRecord, who: Principal, new: NewUpload) -> creation.Handed:
         """The session's upload; one that begins with a good prefix has those bytes before the row that names it."""
@@ -181,7 +180,7 @@ class Intake:
         if upload.state is UploadState.GONE or record.status is Status.FAILED:
             refusal = RequestError("gone", record.error_message or "the upload was ended",
                                    session_id=record.session_id, error_code=record.error_code)
-        return Standing(refusal, record.checksum_sha256, record.file_size)
+        return Standing(refusal, record)
 
     def sized(self, tx: Connection, upload: UploadRecord, length_bytes: int) -> None:
         """The upload's length, and the file's unless the wire carries another representation of it."""
@@ -232,9 +231,11 @@ class Intake:
         await self._store.write(unit)
         await self._store.blobs.delete(staging(upload.site, upload.upload_id))
 
-    async def finished(self, upload: UploadRecord, sealed: Sealed, peer: str | None, first: Unit) -> Verdict | None:
+    async def finished(
+        self, upload: UploadRecord, session: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
+    ) -> Verdict | None:
         """See Completion."""
-        return await self._completion.finished(upload, sealed, peer, first)
+        return await self._completion.finished(upload, session, sealed, peer, first)
 
 
 KEYS = ("filename", "name", "filetype", "type", "relativePath", "session_id", "visit_id", "radiology_order_id",

@@ -137,20 +137,20 @@ class Uploads:
             raise RequestError("final_upload")
         _check_offset(offset, await self.offset(upload), evicting=True)
         if upload.state is UploadState.FINISHED:
-            return await self._finished_again(upload, body, terms)
+            return await self._finished_again(await self._look(upload), body, terms)
         async with self._locks.take(upload.upload_id, body.stop):
             seen = _alive(await self._look(upload))
             stored = await self.offset(seen.upload)
             _check_offset(offset, stored)
             if seen.upload.state is UploadState.FINISHED:
-                return await self._finished_again(seen.upload, body, terms)
+                return await self._finished_again(seen, body, terms)
             upload = await self._sized(seen.upload, stored, body, terms)
             return await self._append(replace(seen, upload=upload), stored, body, terms)
 
-    async def _finished_again(self, upload: UploadRecord, body: UploadBody, terms: Terms) -> Patched:
+    async def _finished_again(self, seen: _Seen, body: UploadBody, terms: Terms) -> Patched:
         if terms.ends is not None and body.declared_bytes != 0:
             raise RequestError("completed_upload")  # RUFH §4.4: a complete upload is not changed
-        return Patched(upload, await self.offset(upload), await self._verdict(upload, terms.peer))
+        return Patched(seen.upload, await self.offset(seen.upload), await self._verdict(seen, terms.peer))
 
     async def _sized(self, upload: UploadRecord, stored: int, body: UploadBody, terms: Terms) -> UploadRecord:
         """Take the length that this request tells, or that its end implies."""
@@ -333,11 +333,11 @@ class Uploads:
         """Finish an upload whose bytes are all there, or ingest a finished one again. Idempotent."""
         upload = await self._store.read(lambda tx: uploads.get(tx, upload_id))
         if upload.state is UploadState.FINISHED:
-            return await self._verdict(upload, peer)
+            return await self._verdict(await self._look(upload), peer)
         async with self._locks.take(upload_id, stop=_nobody):
             seen = _alive(await self._look(upload))
             if seen.upload.state is UploadState.FINISHED:
-                return await self._verdict(seen.upload, peer)
+                return await self._verdict(seen, peer)
             if seen.upload.is_final:
                 return await self._concatenate(seen, peer)
             if seen.upload.is_partial or await self.offset(seen.upload) != seen.upload.length_bytes:
@@ -400,10 +400,11 @@ class Uploads:
             await self._store.write(first)
             raise await self._lost(upload, SessionFailure("STAGING_LOST")) from None
         try:
-            verdict = await self._policy.finished(upload, content, peer, first)
+            assert standing.session is not None, "parts have none, and are never completed"
+            verdict = await self._policy.finished(upload, standing.session, content, peer, first)
         except Conflict:
             raise (await self._look(upload)).standing.refusal or RequestError("upload_stopped") from None
-        await self._store.blobs.delete(key)
+        self._store.blobs.discard(key)
         return verdict
 
     async def _sealed(self, upload: UploadRecord, standing: Standing, key: BlobKey) -> Sealed:
@@ -436,11 +437,12 @@ class Uploads:
         if not hmac.compare_digest(digest.digest().hex(), wanted):
             raise SessionFailure("CHECKSUM_MISMATCH")
 
-    async def _verdict(self, upload: UploadRecord, peer: str | None) -> Verdict | None:
-        assert upload.blob_sha256 is not None, "a finished upload has its blob"
+    async def _verdict(self, seen: _Seen, peer: str | None) -> Verdict | None:
+        upload, session = seen.upload, seen.standing.session
+        assert upload.blob_sha256 is not None and session is not None, "a finished upload has both"
         digest = Sha256(upload.blob_sha256)
         content = Sealed(sealed(upload.site, digest), digest, 0, existed=True)
-        return await self._policy.finished(upload, content, peer, _nothing_first)
+        return await self._policy.finished(upload, session, content, peer, _nothing_first)
 
     async def delete(self, upload: UploadRecord, who: Principal) -> None:
         """Terminate (termination extension): whoever writes is asked to leave first."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -86,6 +87,10 @@ class BlobStore(Protocol):
         """Forget the bytes; a key that is not there is no error."""
         ...
 
+    def discard(self, key: BlobKey) -> None:
+        """Like `delete`, soon, for bytes that nobody needs any more; a failure leaves them to the next start."""
+        ...
+
 
 Source = Callable[[memoryview], int]
 """Fills a buffer, waiting in its own thread: gives the count, 0 at the end; what it raises ends the receiving."""
@@ -136,6 +141,7 @@ class Lists(Protocol):
         ...
 
 
+@cache
 def boot_id() -> str:
     """The id of this boot of the machine: bytes written before another boot count only if they were flushed."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -11,7 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -333,6 +333,16 @@ class FilesystemBlobs:
     async def delete(self, key: BlobKey) -> None:
         """Unlink the file."""
         await _in_thread(lambda: self.path(key).unlink(missing_ok=True))
+
+    def discard(self, key: BlobKey) -> None:
+        """Unlink the file beside the caller."""
+        path = self.path(key)
+
+        def work() -> None:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+        asyncio.get_running_loop().run_in_executor(None, work)
 
     async def keys(self, area: str) -> AsyncIterator[BlobKey]:
         """Every file of an area."""

@@ -128,8 +128,10 @@ async def test_a_finish_is_told_once_and_the_same_again(store: Store, policy: Up
     key = staging("default", upload.upload_id)
     await store.blobs.append(key, 0, parts())
     blob = await store.blobs.seal(key, None)
-    told = await policy.finished(upload, blob, None, first)
-    second = await policy.finished(await again(store, upload), blob, None, first)
+    session = (await standing(store, policy, upload)).session
+    assert session is not None
+    told = await policy.finished(upload, session, blob, None, first)
+    second = await policy.finished(await again(store, upload), session, blob, None, first)
     assert told == second and told is not None and told.status is Status.SYNCED
     assert (await again(store, upload)).state is UploadState.FINISHED
     await policy.failed(upload, SessionFailure("STAGING_LOST"))  # said by one who read the row before the finish
