@@ -1,0 +1,1 @@
+"""Measures Packhorse beside other servers. `make bench-uploads` is the way in."""

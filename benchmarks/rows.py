@@ -1,0 +1,242 @@
+"""What is measured: one function per row of the tables. Gives figures, prints nothing."""
+
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.client import BLOCK, OFFSET_TYPE, Line, create, patch, repeated_digest, together
+from benchmarks.servers import CEILING, PACKHORSE, Server, peak_rss_mib, start
+
+MIB = 1024 * 1024
+CONNECTIONS = 8
+SMALL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: `measure(server, scale)` gives the figure in `unit`; `must_be` × the reference server's."""
+
+    name: str
+    unit: str
+    must_be: float
+    measure: Callable[[Server, float], float]
+    on_disk_only: bool = True
+
+
+def _whole(server: Server, mib: int) -> None:
+    line = Line(server)
+    path = create(line, server, mib * MIB, lambda: repeated_digest(mib))
+    patch(line, server, path, 0, BLOCK, mib)
+    line.close()
+
+
+def one_patch(server: Server, scale: float) -> float:
+    """One large PATCH, MB/s; the digest that is declared is made before the clock starts."""
+    mib, line = max(8, int(2048 * scale)), Line(server)
+    path = create(line, server, mib * MIB, lambda: repeated_digest(mib))
+    began = time.perf_counter()
+    patch(line, server, path, 0, BLOCK, mib)
+    return mib * MIB / (time.perf_counter() - began) / 1e6
+
+
+def in_parallel(server: Server, scale: float) -> float:
+    """Eight PATCHes at once, MB/s together."""
+    mib, line = max(8, int(256 * scale)), Line(server)
+    digest = repeated_digest(mib)
+    paths = [create(line, server, mib * MIB, lambda: digest) for _ in range(1 if server.verifies else CONNECTIONS)]
+    if server.verifies:  # the same bytes by the same sender would be one upload: each gets an order of its own
+        paths = [_of_an_order(line, server, mib * MIB, digest, number) for number in range(CONNECTIONS)]
+    line.close()
+
+    def send(number: int) -> None:
+        own = Line(server)
+        patch(own, server, paths[number], 0, BLOCK, mib)
+        own.close()
+
+    return CONNECTIONS * mib * MIB / together(CONNECTIONS, send) / 1e6
+
+
+def _of_an_order(line: Line, server: Server, size: int, digest: str, number: int) -> str:
+    from benchmarks.client import metadata
+
+    order = f"radiology_order_id {__import__('base64').b64encode(f'bench{number}'.encode()).decode()}"
+    headers = {"Upload-Length": str(size), "Upload-Metadata": f"{metadata(server, lambda: digest)},{order}"}
+    return line.call("POST", "/files", headers)["location"].split(f":{server.port}", 1)[-1]
+
+
+def in_chunks(server: Server, scale: float) -> float:
+    """5 MiB chunks in turn on one connection, MB/s."""
+    chunks, body, line = max(3, int(100 * scale)), BLOCK * 5, Line(server)
+    path = create(line, server, chunks * len(body), lambda: repeated_digest(chunks * 5))
+    began = time.perf_counter()
+    for number in range(chunks):
+        patch(line, server, path, number * len(body), body, last=number == chunks - 1)
+    return chunks * len(body) / (time.perf_counter() - began) / 1e6
+
+
+def small_files(server: Server, scale: float) -> float:
+    """64 KiB by POST and PATCH, files/s over eight connections."""
+
+    def send(_number: int, count: int) -> None:
+        line = Line(server)
+        for _ in range(count):
+            body = os.urandom(SMALL_BYTES)
+            path = create(line, server, len(body), lambda body=body: hashlib.sha256(body).hexdigest())  # type: ignore[misc]
+            patch(line, server, path, 0, body)
+
+    count = max(5, int(150 * scale))
+    return CONNECTIONS * count / together(CONNECTIONS, send, count)
+
+
+def small_at_once(server: Server, scale: float) -> float:
+    """64 KiB in the POST itself (creation-with-upload), files/s over eight connections."""
+    from benchmarks.client import metadata
+
+    def send(_number: int, count: int) -> None:
+        line, path = Line(server), "/files" if server.name != "tuspyserver" else "/files/"
+        for _ in range(count):
+            body = os.urandom(SMALL_BYTES)
+            told = metadata(server, lambda body=body: hashlib.sha256(body).hexdigest())  # type: ignore[misc]
+            headers = {"Upload-Length": str(len(body)), "Upload-Metadata": told, "Content-Type": OFFSET_TYPE}
+            answered = line.call("POST", path, headers, body)
+            if server.verifies and answered.get("packhorse-status") != "SYNCED":
+                raise RuntimeError("not stored")
+
+    if server.name == "aiohttp-tus":
+        raise NotImplementedError("aiohttp-tus has no creation-with-upload")
+    count = max(5, int(150 * scale))
+    return CONNECTIONS * count / together(CONNECTIONS, send, count)
+
+
+def heads(server: Server, scale: float) -> float:
+    """HEAD of one unfinished upload per connection, per second."""
+    line = Line(server)
+    paths = [create(line, server, 1000, lambda number=number: hashlib.sha256(bytes([number])).hexdigest())  # type: ignore[misc]
+             for number in range(CONNECTIONS)]
+
+    def ask(number: int, count: int) -> None:
+        own = Line(server)
+        for _ in range(count):
+            own.call("HEAD", paths[number], {})
+
+    count = max(20, int(1000 * scale))
+    return CONNECTIONS * count / together(CONNECTIONS, ask, count)
+
+
+def peak_rss(server: Server, scale: float) -> float:
+    """The most memory of the serving process while one large PATCH comes, MiB."""
+    one_patch(server, scale)
+    return peak_rss_mib(server.pid)
+
+
+ROWS = (
+    Row("2 GiB in one PATCH", "MB/s", 1.8, one_patch),
+    Row("8 × 256 MiB in parallel", "MB/s", 1.2, in_parallel),
+    Row("5 MiB chunks in turn", "MB/s", 1.2, in_chunks),
+    Row("64 KiB POST + PATCH", "files/s", 1.5, small_files, on_disk_only=False),
+    Row("64 KiB creation-with-upload", "files/s", 1.5, small_at_once, on_disk_only=False),
+    Row("HEAD", "/s", 1.5, heads),
+    Row("peak RSS, 2 GiB PATCH", "MiB", 0, peak_rss),
+)
+
+
+# --- what survives ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Survived:
+    """What was left of a body that was broken off: % of what was sent, and how long the answer took."""
+
+    percent: float
+    seconds: float
+    note: str = ""
+
+
+def broken(name: str, folder: Path, how: str, scale: float, workers: int) -> Survived:
+    """300 MiB of a 1 GiB PATCH are sent, then something happens: `fin`, `rst`, `silent` or `kill`."""
+    sent_mib, folder = max(8, int(300 * scale)), folder / "broken"
+    started = start(name, folder, workers)
+    server, line = started.server, Line(started.server)
+    try:
+        path = create(line, server, max(64, int(1024 * scale)) * MIB, lambda: "0" * 64)
+        line.close()
+        raw = socket.create_connection(("127.0.0.1", server.port))
+        fields = {**server.headers, "Host": "x", "Upload-Offset": "0", "Content-Type": OFFSET_TYPE,
+                  "Content-Length": str(max(64, int(1024 * scale)) * MIB)}
+        raw.sendall((f"PATCH {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n").encode())
+        for _ in range(sent_mib):
+            raw.sendall(BLOCK)
+        if how == "kill":
+            started.end(signal.SIGKILL)
+            raw.close()
+            started = start(name, folder, workers, server.port)
+        elif how == "rst":
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raw.close()
+        elif how == "fin":
+            raw.close()
+        began = time.perf_counter()
+        first, offset = None, 0
+        while time.perf_counter() - began < 15:
+            asking = Line(server)
+            try:
+                asking.send("HEAD", path, {})
+                status, headers = asking.answer("HEAD")
+            except (OSError, IndexError):
+                continue
+            finally:
+                asking.close()
+            if status == 200:
+                offset = int(headers["upload-offset"])
+                first = offset if first is None else first
+                if offset:
+                    break
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        raw.close()
+        note = "" if first == offset else f"first HEAD said {first}"
+        return Survived(100 * offset / (sent_mib * MIB), seconds, note)
+    finally:
+        started.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+BREAKS = {"fin": "client closes (FIN)", "rst": "reset (RST)", "silent": "client silent, socket open",
+          "kill": "kill -9 of the server"}
+
+
+def fsyncs_per_file(folder: Path, workers: int) -> float | None:
+    """fsync and fdatasync calls of Packhorse per small file sent alone, counted by strace; None without strace."""
+    if shutil.which("strace") is None:
+        return None
+    started = start(PACKHORSE, folder / "fsyncs", workers)
+    log = folder / "strace"
+    try:
+        tracing = subprocess.Popen(["strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o", str(log),
+                                    "-p", str(started.server.pid)], stderr=subprocess.DEVNULL)
+        time.sleep(1)
+        line, count = Line(started.server), 20
+        for _ in range(count):
+            body = os.urandom(SMALL_BYTES)
+            path = create(line, started.server, len(body), lambda body=body: hashlib.sha256(body).hexdigest())  # type: ignore[misc]
+            patch(line, started.server, path, 0, body)
+        tracing.terminate()
+        tracing.wait()
+        calls = [one for one in log.read_text().splitlines() if "sync(" in one]
+        return len(calls) / count
+    finally:
+        started.end()
+        shutil.rmtree(folder / "fsyncs", ignore_errors=True)
+
+
+def measurable(name: str, row: Row) -> bool:
+    """Whether a figure means anything there."""
+    return not (name == CEILING and row.measure in (peak_rss, heads))
