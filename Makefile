@@ -49,6 +49,20 @@ test-fast: dev ## The tests that need no system packages, within a minute
 evidence: dev setup-peers ## The long campaigns; fails if fewer ran than asked (SEED=..., SCALE=1.0)
 	$(BIN)/python -m tests.evidence
 
+benchmarks/peers/.venv/.done: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv benchmarks/peers/.venv
+	benchmarks/peers/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+benchmarks/peers/node_modules/.done: benchmarks/peers/package-lock.json
+	@if command -v npm >/dev/null; then cd benchmarks/peers && npm ci --silent; \
+	else echo "npm is missing: @tus/server is not measured"; mkdir -p benchmarks/peers/node_modules; fi
+	@touch $@
+
+.PHONY: bench-uploads
+bench-uploads: install benchmarks/peers/.venv/.done benchmarks/peers/node_modules/.done ## Packhorse beside other tus servers (SCALE=0.1 ROUNDS=3 WORKERS=2)
+	$(BIN)/python -m benchmarks.uploads
+
 .PHONY: demo
 demo: dev setup-peers ## The story of one CT, told in the terminal
 	@$(BIN)/python -m tests.demo
@@ -61,6 +75,8 @@ lint: dev ## ruff, mypy --strict, the floors
 
 .PHONY: lock
 lock: install ## Lock requirements anew, with hashes and without host names
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header benchmarks/peers/requirements.in -o benchmarks/peers/requirements.txt
 	for name in tools run dev; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt; done
 

@@ -35,7 +35,9 @@ class Line:
         fields = {"Host": f"127.0.0.1:{self._server.port}", **self._server.headers, **headers}
         if method != "HEAD":
             fields["Content-Length"] = str(len(body) * repeat)
-        head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
+        head = (
+            f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
+        )
         if repeat == 1:
             self._socket.sendall(head.encode() + body)
             return
@@ -47,7 +49,7 @@ class Line:
         """The status and the header of the answer; its body is read and dropped."""
         status = int(self._reader.readline().split()[1])
         headers: dict[str, str] = {}
-        while (line := self._reader.readline().strip()):
+        while line := self._reader.readline().strip():
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
         if headers.get("transfer-encoding", "").lower() == "chunked" and method != "HEAD":
@@ -60,7 +62,9 @@ class Line:
             self.close()
         return status, headers
 
-    def call(self, method: str, path: str, headers: dict[str, str], body: bytes = b"", repeat: int = 1) -> dict[str, str]:
+    def call(
+        self, method: str, path: str, headers: dict[str, str], body: bytes = b"", repeat: int = 1
+    ) -> dict[str, str]:
         """One exchange that must succeed."""
         self.send(method, path, headers, body, repeat)
         status, answered = self.answer(method)
@@ -91,7 +95,9 @@ def create(line: Line, server: Server, size: int, digest: Callable[[], str]) -> 
     return location.split(f":{server.port}", 1)[-1].replace("http://127.0.0.1", "")
 
 
-def patch(line: Line, server: Server, path: str, offset: int, body: bytes, repeat: int = 1, *, last: bool = True) -> None:
+def patch(
+    line: Line, server: Server, path: str, offset: int, body: bytes, repeat: int = 1, *, last: bool = True
+) -> None:
     """Bytes at an offset; the last ones must be verified and stored where the server tells so."""
     headers = {"Upload-Offset": str(offset), "Content-Type": OFFSET_TYPE}
     answered = line.call("PATCH", path, headers, body, repeat)
@@ -99,11 +105,16 @@ def patch(line: Line, server: Server, path: str, offset: int, body: bytes, repea
         raise RuntimeError(f"not stored: {answered}")
 
 
-def repeated_digest(mib: int) -> str:
-    """SHA-256 of BLOCK, `mib` times over."""
+def block(number: int) -> bytes:
+    """1 MiB that no other number has."""
+    return number.to_bytes(8, "big") + BLOCK[8:]
+
+
+def repeated_digest(content: bytes, times: int) -> str:
+    """SHA-256 of `content`, `times` over."""
     digest = hashlib.sha256()
-    for _ in range(mib):
-        digest.update(BLOCK)
+    for _ in range(times):
+        digest.update(content)
     return digest.hexdigest()
 
 

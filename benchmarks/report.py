@@ -9,35 +9,61 @@ from benchmarks.rows import BREAKS, Row, Survived
 
 
 def tables(
-    rows: list[Row], names: list[str], found: dict[tuple[str, str, str], float],
-    survived: dict[tuple[str, str], Survived], fsyncs: float | None, disk: Path, *, scale: float, rounds: int,
-    workers: int, moment: datetime,
+    rows: list[Row],
+    names: list[str],
+    found: dict[tuple[str, str, str], float],
+    survived: dict[tuple[str, str], Survived],
+    fsyncs: float | None,
+    disk: Path,
+    *,
+    scale: float,
+    rounds: int,
+    workers: int,
+    moment: datetime,
 ) -> str:
     """Everything that was found."""
     versions = servers.versions()
     head = " | ".join(f"{name} {versions.get(name, '')}".strip() for name in names)
     lines = [
-        "# Benchmarks", "",
-        "Written by `make bench-uploads`. Every row runs on every server in turn, with the same client, on one machine;",
-        f"each figure is the median of {rounds} rounds. × is Packhorse's share of {servers.REFERENCE}'s figure in the same run.",
-        "Packhorse verifies SHA-256, writes its rows and flushes to the medium before it answers; no peer does any of these.",
-        "", f"{moment:%Y-%m-%d %H:%M} UTC · {servers.machine()} · {_file_system(disk)} · aiohttp {versions['aiohttp']}, "
-        f"Python {versions['python']}, Node {servers.node_version()} · Packhorse with {workers} workers · scale {scale:g}", "",
-        f"| | {head} | × | must be |", "|---|" + "---|" * (len(names) + 2)]
+        "# Benchmarks",
+        "",
+        "Written by `make bench-uploads`. Every row runs on every server in turn, with the same client, on one",
+        f"machine; each figure is the median of {rounds} rounds. × is Packhorse's share of {servers.REFERENCE}'s",
+        "figure there. Packhorse verifies SHA-256, writes its rows and flushes to the medium before it answers; no",
+        "peer does any of these.",
+        "",
+        f"{moment:%Y-%m-%d %H:%M} UTC · {servers.machine()} · {_file_system(disk)} · "
+        f"aiohttp {versions['aiohttp']}, "
+        f"Python {versions['python']}, Node {servers.node_version()} · Packhorse with {workers} workers · scale {scale:g}",
+        "",
+        f"| | {head} | × | must be |",
+        "|---|" + "---|" * (len(names) + 2),
+    ]
     for row in rows:
         for medium in ("disk", "tmpfs"):
             figures = {name: found.get((row.name, medium, name)) for name in names}
             if any(figure is not None for figure in figures.values()):
                 lines.append(_row(row, medium, names, figures))
     if fsyncs is not None:
-        lines += ["", f"Packhorse calls fsync or fdatasync {fsyncs:.1f} times per 64 KiB file that is sent alone; files that come",
-                  "together share the commits of the database."]
+        lines += [
+            "",
+            f"Packhorse calls fsync or fdatasync {fsyncs:.1f} times per 64 KiB file that is sent alone;",
+            "files that come together share the commits of the database.",
+        ]
     if survived:
         peers = [name for name in names if name != servers.CEILING]
-        lines += ["", "## What survives", "300 MiB of a 1 GiB PATCH are sent, then …: how much of it HEAD tells, and after how long.",
-                  "", f"| | {' | '.join(peers)} |", "|---|" + "---|" * len(peers)]
-        lines += [f"| {title} | {' | '.join(_survived(survived[how, name]) for name in peers)} |"
-                  for how, title in BREAKS.items()]
+        lines += [
+            "",
+            "## What survives",
+            "300 MiB of a 1 GiB PATCH are sent, then …: how much HEAD tells, and after how long.",
+            "",
+            f"| | {' | '.join(peers)} |",
+            "|---|" + "---|" * len(peers),
+        ]
+        lines += [
+            f"| {title} | {' | '.join(_survived(survived[how, name]) for name in peers)} |"
+            for how, title in BREAKS.items()
+        ]
     return "\n".join(lines) + "\n"
 
 

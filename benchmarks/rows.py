@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.client import BLOCK, OFFSET_TYPE, Line, create, patch, repeated_digest, together
+from benchmarks.client import BLOCK, OFFSET_TYPE, Line, block, create, metadata, patch, repeated_digest, together
 from benchmarks.servers import CEILING, PACKHORSE, Server, peak_rss_mib, start
 
 MIB = 1024 * 1024
@@ -31,17 +31,10 @@ class Row:
     on_disk_only: bool = True
 
 
-def _whole(server: Server, mib: int) -> None:
-    line = Line(server)
-    path = create(line, server, mib * MIB, lambda: repeated_digest(mib))
-    patch(line, server, path, 0, BLOCK, mib)
-    line.close()
-
-
 def one_patch(server: Server, scale: float) -> float:
     """One large PATCH, MB/s; the digest that is declared is made before the clock starts."""
     mib, line = max(8, int(2048 * scale)), Line(server)
-    path = create(line, server, mib * MIB, lambda: repeated_digest(mib))
+    path = create(line, server, mib * MIB, lambda: repeated_digest(BLOCK, mib))
     began = time.perf_counter()
     patch(line, server, path, 0, BLOCK, mib)
     return mib * MIB / (time.perf_counter() - began) / 1e6
@@ -50,32 +43,25 @@ def one_patch(server: Server, scale: float) -> float:
 def in_parallel(server: Server, scale: float) -> float:
     """Eight PATCHes at once, MB/s together."""
     mib, line = max(8, int(256 * scale)), Line(server)
-    digest = repeated_digest(mib)
-    paths = [create(line, server, mib * MIB, lambda: digest) for _ in range(1 if server.verifies else CONNECTIONS)]
-    if server.verifies:  # the same bytes by the same sender would be one upload: each gets an order of its own
-        paths = [_of_an_order(line, server, mib * MIB, digest, number) for number in range(CONNECTIONS)]
+    bodies = [block(number) for number in range(CONNECTIONS)]
+    paths = [
+        create(line, server, mib * MIB, lambda body=body: repeated_digest(body, mib))  # type: ignore[misc]
+        for body in bodies
+    ]
     line.close()
 
     def send(number: int) -> None:
         own = Line(server)
-        patch(own, server, paths[number], 0, BLOCK, mib)
+        patch(own, server, paths[number], 0, bodies[number], mib)
         own.close()
 
     return CONNECTIONS * mib * MIB / together(CONNECTIONS, send) / 1e6
 
 
-def _of_an_order(line: Line, server: Server, size: int, digest: str, number: int) -> str:
-    from benchmarks.client import metadata
-
-    order = f"radiology_order_id {__import__('base64').b64encode(f'bench{number}'.encode()).decode()}"
-    headers = {"Upload-Length": str(size), "Upload-Metadata": f"{metadata(server, lambda: digest)},{order}"}
-    return line.call("POST", "/files", headers)["location"].split(f":{server.port}", 1)[-1]
-
-
 def in_chunks(server: Server, scale: float) -> float:
     """5 MiB chunks in turn on one connection, MB/s."""
     chunks, body, line = max(3, int(100 * scale)), BLOCK * 5, Line(server)
-    path = create(line, server, chunks * len(body), lambda: repeated_digest(chunks * 5))
+    path = create(line, server, chunks * len(body), lambda: repeated_digest(BLOCK, chunks * 5))
     began = time.perf_counter()
     for number in range(chunks):
         patch(line, server, path, number * len(body), body, last=number == chunks - 1)
@@ -98,7 +84,6 @@ def small_files(server: Server, scale: float) -> float:
 
 def small_at_once(server: Server, scale: float) -> float:
     """64 KiB in the POST itself (creation-with-upload), files/s over eight connections."""
-    from benchmarks.client import metadata
 
     def send(_number: int, count: int) -> None:
         line, path = Line(server), "/files" if server.name != "tuspyserver" else "/files/"
@@ -119,8 +104,10 @@ def small_at_once(server: Server, scale: float) -> float:
 def heads(server: Server, scale: float) -> float:
     """HEAD of one unfinished upload per connection, per second."""
     line = Line(server)
-    paths = [create(line, server, 1000, lambda number=number: hashlib.sha256(bytes([number])).hexdigest())  # type: ignore[misc]
-             for number in range(CONNECTIONS)]
+    paths = [
+        create(line, server, 1000, lambda number=number: hashlib.sha256(bytes([number])).hexdigest())  # type: ignore[misc]
+        for number in range(CONNECTIONS)
+    ]
 
     def ask(number: int, count: int) -> None:
         own = Line(server)
@@ -169,9 +156,16 @@ def broken(name: str, folder: Path, how: str, scale: float, workers: int) -> Sur
         path = create(line, server, max(64, int(1024 * scale)) * MIB, lambda: "0" * 64)
         line.close()
         raw = socket.create_connection(("127.0.0.1", server.port))
-        fields = {**server.headers, "Host": "x", "Upload-Offset": "0", "Content-Type": OFFSET_TYPE,
-                  "Content-Length": str(max(64, int(1024 * scale)) * MIB)}
-        raw.sendall((f"PATCH {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n").encode())
+        fields = {
+            **server.headers,
+            "Host": "x",
+            "Upload-Offset": "0",
+            "Content-Type": OFFSET_TYPE,
+            "Content-Length": str(max(64, int(1024 * scale)) * MIB),
+        }
+        raw.sendall(
+            (f"PATCH {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n").encode()
+        )
         for _ in range(sent_mib):
             raw.sendall(BLOCK)
         if how == "kill":
@@ -209,8 +203,12 @@ def broken(name: str, folder: Path, how: str, scale: float, workers: int) -> Sur
         shutil.rmtree(folder, ignore_errors=True)
 
 
-BREAKS = {"fin": "client closes (FIN)", "rst": "reset (RST)", "silent": "client silent, socket open",
-          "kill": "kill -9 of the server"}
+BREAKS = {
+    "fin": "client closes (FIN)",
+    "rst": "reset (RST)",
+    "silent": "client silent, socket open",
+    "kill": "kill -9 of the server",
+}
 
 
 def fsyncs_per_file(folder: Path, workers: int) -> float | None:
@@ -220,8 +218,10 @@ def fsyncs_per_file(folder: Path, workers: int) -> float | None:
     started = start(PACKHORSE, folder / "fsyncs", workers)
     log = folder / "strace"
     try:
-        tracing = subprocess.Popen(["strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o", str(log),
-                                    "-p", str(started.server.pid)], stderr=subprocess.DEVNULL)
+        tracing = subprocess.Popen(
+            ["strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o", str(log), "-p", str(started.server.pid)],
+            stderr=subprocess.DEVNULL,
+        )
         time.sleep(1)
         line, count = Line(started.server), 20
         for _ in range(count):

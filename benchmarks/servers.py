@@ -107,8 +107,11 @@ def start(name: str, folder: Path, workers: int = 1, port: int | None = None) ->
     store = folder / "files"
     store.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        _command(name, port, store, workers), cwd=PEERS if name != PACKHORSE else HERE.parent,
-        stdout=subprocess.DEVNULL, stderr=(folder / "log").open("ab"))
+        _command(name, port, store, workers),
+        cwd=PEERS if name != PACKHORSE else HERE.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "log").open("ab"),
+    )
     _wait(port)
     server = Server(name, port, process.pid, {"Tus-Resumable": "1.0.0"})
     if name == PACKHORSE:
@@ -178,8 +181,10 @@ def _discard(port: int) -> None:
                 left -= line.recv_into(buffer, min(left, len(buffer)))
             end = int(fields.get(b"upload-offset", b"0")) + wanted
             status = "201 Created" if head.startswith(b"POST") else "204 No Content"
-            line.sendall(f"HTTP/1.1 {status}\r\nLocation: http://127.0.0.1:{port}/files/x\r\nUpload-Offset: {end}\r\n"
-                         "Content-Length: 0\r\n\r\n".encode())
+            line.sendall(
+                f"HTTP/1.1 {status}\r\nLocation: http://127.0.0.1:{port}/files/x\r\nUpload-Offset: {end}\r\n"
+                "Content-Length: 0\r\n\r\n".encode()
+            )
 
     listener = socket.create_server(("127.0.0.1", port), backlog=64)
     while True:
@@ -196,5 +201,7 @@ def node_version() -> str:
 def machine() -> str:
     """What this runs on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor"
+    )
     return f"{os.cpu_count()} × {model}, Linux {os.uname().release}"

@@ -24,8 +24,8 @@ def main() -> int:
     wanted = [word.strip().lower() for word in os.environ.get("ROWS", "").split(",") if word.strip()]
     chosen = [row for row in rows.ROWS if not wanted or any(word in row.name.lower() for word in wanted)]
     names, media = servers.names(), {"disk": Path(os.environ.get("DISK") or tempfile.gettempdir())}
-    if Path("/dev/shm").is_dir():  # noqa: S108 - a tmpfs that every Linux has
-        media["tmpfs"] = Path("/dev/shm")  # noqa: S108
+    if Path("/dev/shm").is_dir():
+        media["tmpfs"] = Path("/dev/shm")
     found: dict[tuple[str, str, str], float] = {}
     for medium, root in media.items():
         with tempfile.TemporaryDirectory(dir=root) as folder:
@@ -35,11 +35,25 @@ def main() -> int:
     survived, fsyncs = {}, None
     with tempfile.TemporaryDirectory(dir=media["disk"]) as folder:
         if not wanted or "survives" in wanted:
-            survived = {(how, name): rows.broken(name, Path(folder), how, scale, workers)
-                        for how in rows.BREAKS for name in names if name != servers.CEILING}
+            survived = {
+                (how, name): rows.broken(name, Path(folder), how, scale, workers)
+                for how in rows.BREAKS
+                for name in names
+                if name != servers.CEILING
+            }
             fsyncs = rows.fsyncs_per_file(Path(folder), 1)
-    text = tables(chosen, names, found, survived, fsyncs, media["disk"], scale=scale, rounds=rounds, workers=workers,
-                  moment=datetime.now(UTC))
+    text = tables(
+        chosen,
+        names,
+        found,
+        survived,
+        fsyncs,
+        media["disk"],
+        scale=scale,
+        rounds=rounds,
+        workers=workers,
+        moment=datetime.now(UTC),
+    )
     print(text)
     if os.environ.get("OUT") != "-":
         DOCUMENT.write_text(text)
@@ -58,7 +72,9 @@ def _measure(
             except NotImplementedError:
                 del figures[name]
             else:
-                print(f"{row.name} ({medium}), {name}: {figures[name][-1]:,.0f} {row.unit}", file=sys.stderr, flush=True)
+                print(
+                    f"{row.name} ({medium}), {name}: {figures[name][-1]:,.0f} {row.unit}", file=sys.stderr, flush=True
+                )
     return {(row.name, medium, name): statistics.median(values) for name, values in figures.items()}
 
 

@@ -20,8 +20,12 @@ def serve_aiohttp_tus(port: int, folder: Path) -> None:
     from aiohttp import web
     from aiohttp_tus import setup_tus
 
-    app = setup_tus(web.Application(client_max_size=8 * 1024**3), upload_path=folder, upload_url="/files",
-                    allow_overwrite_files=True)
+    app = setup_tus(
+        web.Application(client_max_size=8 * 1024**3),
+        upload_path=folder,
+        upload_url="/files",
+        allow_overwrite_files=True,
+    )
     web.run_app(app, host="127.0.0.1", port=port, access_log=None, print=None)
 
 

@@ -2,8 +2,8 @@
 
 Facts: when the client leaves, aiohttp raises out of the reader before it has given out what is already
 buffered. Those bytes reached us, so they are drained first and the loss is told after. A long body is read by
-a thread straight from its socket, which is twice as fast as through the loop; aiohttp's parser then never sees
-the end of it, so such a connection is closed after the answer.
+a thread straight from its socket, which is twice as fast as through the loop. aiohttp's parser still waits for
+those bytes: it is given as many zeros, so that the connection can go on; after a very long body it is closed.
 """
 
 import asyncio
@@ -22,9 +22,12 @@ from aiohttp import ClientConnectionError, web
 from server.errors import AppError, RequestError
 from server.tus.interim import invite_body
 
-LONG_BYTES = 4 * 1024 * 1024
+LONG_BYTES = 1024 * 1024
+CLOSING_BYTES = 32 * 1024 * 1024
+"""From here on a new connection costs less than the zeros."""
 LOW_WATER_BYTES = 256 * 1024
 MOMENT_MS = 50
+ZEROS = bytes(256 * 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +172,23 @@ class UploadBody:
         """After the last `read`: the connection is for the answer only now."""
         assert self._wire is not None, "open_socket() came first"
         self._wire.close()
-        if self.ended:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return
+        if self.ended and self.spoils_connection:
             self._content.feed_eof()  # the parser has not seen the end, and must not wait for it
             return
-        transport = self._request.transport
-        if transport is not None and not transport.is_closing():
+        if self.ended:
+            for start in range(0, self._wire.passed_by, len(ZEROS)):
+                self._request.protocol.data_received(ZEROS[: self._wire.passed_by - start])
+                self._drain()
+        if not transport.is_reading():
             transport.resume_reading()  # the rest is read and thrown away, so that the client gets to read the answer
 
     @property
     def spoils_connection(self) -> bool:
         """Whether the connection can carry no further request."""
-        return self._wire is not None
+        return self._wire is not None and self._wire.passed_by >= CLOSING_BYTES
 
 
 class _Wire:
@@ -188,7 +197,7 @@ class _Wire:
     def __init__(self, connection: socket.socket, buffered: bytes, remaining: int, progress: _Progress) -> None:
         self._socket = connection
         self._buffered = memoryview(buffered)
-        self._remaining = remaining
+        self._remaining = self.passed_by = remaining
         self._progress = progress
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closed = False

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage.blobs.base import BlobKey, Sealed, Source, Span, sealed
-from storage.blobs.receiving import Receiving
+from storage.blobs.receiving import BLOCK_BYTES, Receiving
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound, OffsetMismatch, StorageIO
 from storage.records import Sha256
 
@@ -107,6 +107,14 @@ def _write_all(descriptor: int, offset: int, content: Buffer) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _open_past_cache(path: Path) -> int | None:
+    """The file for writing whole blocks past the page cache; None where the file system cannot do that."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def _flush(descriptor: int) -> None:
@@ -203,9 +211,12 @@ class FilesystemBlobs:
         return descriptor, made
 
     def _write(self, descriptor: int, content: Buffer, offset: int) -> None:
+        self._check_room(descriptor)
+        _write_all(descriptor, offset, content)
+
+    def _check_room(self, descriptor: int) -> None:
         if _free_bytes(os.fstatvfs(descriptor)) < self._reserve_bytes:
             raise NoSpace("the disk is full but for its reserve")
-        _write_all(descriptor, offset, content)
 
     async def append(self, key: BlobKey, offset: int, chunks: AsyncIterable[bytes], *, flush: bool = True) -> int:
         """Write at the offset in batches, keep all that arrived, flush at the end."""
@@ -247,11 +258,17 @@ class FilesystemBlobs:
     def _receive(self, key: BlobKey, offset: int, source: Source, on_durable: Callable[[int], None]) -> int:
         with _storage_errors():
             descriptor, made = self._open(key, offset)
+        past_cache = _open_past_cache(self.path(key))
         digest = self._digests.take(key, offset)
 
         def write(content: memoryview, position: int) -> None:
             with _storage_errors():
-                self._write(descriptor, content, position)
+                written = 0
+                if past_cache is not None and position % BLOCK_BYTES == 0 == len(content) % BLOCK_BYTES:
+                    self._check_room(descriptor)
+                    written = os.pwrite(past_cache, content, position)
+                if written < len(content):
+                    self._write(descriptor, content[written:], position + written)
 
         def flush() -> None:
             with _storage_errors():
@@ -266,6 +283,8 @@ class FilesystemBlobs:
             if os.fstat(descriptor).st_size == receiving.offset:
                 self._digests.keep(key, receiving.offset, digest)
             os.close(descriptor)
+            if past_cache is not None:
+                os.close(past_cache)
 
     async def seal(self, key: BlobKey, expected: Sha256 | None) -> Sealed:
         """Take the digest that ran along, or hash what lies on the disk; link it to its address; fsync."""
