@@ -24,9 +24,13 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 	$(PIP) --require-hashes -r requirements/dev.txt
 	@touch $@
 
+tests/clients/js/node_modules/.done: tests/clients/js/package-lock.json
+	@if command -v npm >/dev/null; then cd tests/clients/js && npm ci --silent && touch node_modules/.done; \
+	else echo "npm is missing: tests with tus-js-client are skipped"; fi
+
 .PHONY: install dev
 install: $(VENV)/.run ## Build .venv with the packhorse command
-dev: $(VENV)/.dev ## Build .venv with what the tests need
+dev: $(VENV)/.dev tests/clients/js/node_modules/.done ## Build .venv with what the tests need
 
 .PHONY: run
 run: install ## Start the server on this machine (ARGS="--config my.toml")
@@ -55,9 +59,8 @@ benchmarks/peers/.venv/.done: benchmarks/peers/requirements.txt
 	@touch $@
 
 benchmarks/peers/node_modules/.done: benchmarks/peers/package-lock.json
-	@if command -v npm >/dev/null; then cd benchmarks/peers && npm ci --silent; \
-	else echo "npm is missing: @tus/server is not measured"; mkdir -p benchmarks/peers/node_modules; fi
-	@touch $@
+	@if command -v npm >/dev/null; then cd benchmarks/peers && npm ci --silent && touch node_modules/.done; \
+	else echo "npm is missing: @tus/server is not measured"; fi
 
 .PHONY: bench-uploads
 bench-uploads: install benchmarks/peers/.venv/.done benchmarks/peers/node_modules/.done ## Packhorse beside other tus servers (SCALE=0.1 ROUNDS=3 WORKERS=2)

@@ -34,7 +34,8 @@ def tables(
         "",
         f"{moment:%Y-%m-%d %H:%M} UTC · {servers.machine()} · {_file_system(disk)} · "
         f"aiohttp {versions['aiohttp']}, "
-        f"Python {versions['python']}, Node {servers.node_version()} · Packhorse with {workers} workers · scale {scale:g}",
+        f"Python {versions['python']}, Node {servers.node_version()} · "
+        f"Packhorse with {workers} workers · scale {scale:g}",
         "",
         f"| | {head} | × | must be |",
         "|---|" + "---|" * (len(names) + 2),

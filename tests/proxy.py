@@ -13,11 +13,11 @@ class CuttingProxy:
     `delivered` lists, per connection, the bytes that were handed to the server's socket.
     """
 
-    def __init__(self, port: int, cuts: list[int], *, reset: random.Random | None = None) -> None:
+    def __init__(self, port: int, cuts: list[int], *, reset: random.Random | None = None, listen: int = 0) -> None:
         self._port = port
         self._cuts = list(cuts)
         self._reset = reset
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", listen))
         self.port = int(self._listener.getsockname()[1])
         self.delivered: list[int] = []
         self.cut_count = 0
