@@ -1,5 +1,7 @@
 """CORS for browsers (Fetch standard): which origins may call, what they may send and read. Knows no feature."""
 
+import re
+
 import structlog
 from aiohttp import hdrs, web
 
@@ -7,6 +9,7 @@ from server.middleware import Handler
 
 log = structlog.get_logger()
 MOST_TOLD = 100
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,200}")
 PATHS = ("/files", "/api/", "/dicom-web")
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 ALLOWED = ", ".join((
@@ -37,9 +40,9 @@ class CrossOrigin:
             return None
         if origin in self._origins or "*" in self._origins:
             return origin
-        if origin not in self._refused and len(self._refused) < MOST_TOLD:
+        if origin not in self._refused and ORIGIN.fullmatch(origin) and len(self._refused) < MOST_TOLD:
             self._refused.add(origin)
-            log.warning("cors.refused", origin=origin[:200], add=f'[http] cors_origins = ["{origin[:200]}"]')
+            log.warning("cors.refused", origin=origin, add=f'[http] cors_origins = ["{origin}"]')
         return None
 
     @web.middleware

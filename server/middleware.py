@@ -16,6 +16,7 @@ from storage import errors as storage_errors
 log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+METHOD_OVERRIDE = "X-HTTP-Method-Override"
 OPEN = frozenset({"/healthz", "/readyz", "/.well-known/jwks.json"})
 """Paths that need no token (contract §8, §11)."""
 
@@ -36,6 +37,9 @@ def as_app_error(error: Exception) -> AppError:
         return error
     if isinstance(error, web.HTTPException):
         return RequestError(AIOHTTP.get(error.status, "bad_request"))
+    if isinstance(error, UnicodeEncodeError):
+        # header fields may hold any byte (RFC 9110 §5.5); what is no UTF-8 can be neither stored nor looked up
+        return RequestError("bad_request", "the request holds bytes that are no text")
     for kind, code in STORAGE:
         if isinstance(error, kind):
             return RequestError(code)
@@ -92,13 +96,23 @@ def route_of(request: web.Request) -> str:
     return resource.canonical if resource else "unknown"
 
 
+def verb_of(request: web.Request) -> str:
+    """The method that counts: on `/files` another may stand in a field, for clients that cannot send it.
+
+    MUST be read as the request's method, its own ignored (tus, X-HTTP-Method-Override): also by whoever lets it in.
+    """
+    if request.path.startswith("/files"):
+        return request.headers.get(METHOD_OVERRIDE, request.method).upper()
+    return request.method
+
+
 def authenticated(authenticator: Authenticator) -> Middleware:
     """A middleware that lets in who has a token, and puts the Principal on the request."""
 
     @web.middleware
     async def who_calls(request: web.Request, handler: Handler) -> web.StreamResponse:
         # OPTIONS is asked before a token is at hand: CORS preflights, tus discovery (contract §5)
-        if request.path in OPEN or request.path.startswith("/problems/") or request.method == "OPTIONS":
+        if request.path in OPEN or request.path.startswith("/problems/") or verb_of(request) == "OPTIONS":
             return await handler(request)
         try:
             bearer = await authenticator.identify(request.headers.get("Authorization"))
@@ -115,7 +129,7 @@ def authenticated(authenticator: Authenticator) -> Middleware:
 
 def tolerates_expiry(request: web.Request) -> bool:
     """HEAD of an upload by its owner is answered with an expired but genuine token (contract §5)."""
-    return request.method == "HEAD" and request.path.startswith("/files/")
+    return verb_of(request) == "HEAD" and request.path.startswith("/files/")
 
 
 CACHED = {"Cache-Control": "private, no-cache"}

@@ -25,8 +25,8 @@ def behind_proxies(trusted: list[str]) -> Middleware:
         told = _told(request)
         chain = [one for one in told["for"] if one]
         # from the right: the first that is no proxy of ours is the client; what is left of it anybody may have written
-        client = next((one for one in reversed(chain) if not _is_in(one, networks)), chain[0] if chain else None)
-        clone = request.clone(remote=client or request.remote or "")
+        client = next((one for one in reversed(chain) if not _is_in(one, networks)), chain[0] if chain else "")
+        clone = request.clone(remote=client if _is_address(client) else request.remote or "")
         if told["host"] and told["proto"][-1:] and _HOST.fullmatch(told["host"][-1]):
             scheme = "https" if told["proto"][-1].lower() == "https" else "http"
             clone[FORWARDED_URL] = f"{scheme}://{told['host'][-1]}"
@@ -41,6 +41,15 @@ def _is_in(address: str | None, networks: list[Network]) -> bool:
     except ValueError:
         return False
     return any(parsed in network for network in networks)
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is an address, and not one of RFC 7239's hidden names."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _told(request: web.Request) -> dict[str, list[str]]:

@@ -77,7 +77,8 @@ class TusHandlers:
     async def head(self, request: web.Request) -> web.Response:
         """The offset to go on from; takes an unfinished upload over (contract §5)."""
         _check_version(request)
-        upload, offset = await self._uploads.settled(await self._links.find(request, reading=True))
+        upload = await self._links.find(request, reading=True)
+        upload, offset = await self._uploads.settled_whole(upload, request.remote)
         return web.Response(status=200, headers=state_of(upload, offset, self._max_size_bytes))
 
     async def patch(self, request: web.Request) -> web.Response:

@@ -26,7 +26,6 @@ UPLOAD_CHECKSUM = "Upload-Checksum"
 UPLOAD_EXPIRES = "Upload-Expires"
 UPLOAD_DEFER_LENGTH = "Upload-Defer-Length"
 UPLOAD_CONCAT = "Upload-Concat"
-METHOD_OVERRIDE = "X-HTTP-Method-Override"
 PACKHORSE_STATUS = "Packhorse-Status"
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -79,7 +78,7 @@ def parse_concat(text: str) -> tuple[str, ...]:
         return ()
     kind, _, urls = text.partition(";")
     ids = tuple(url.rstrip("/").rsplit("/", 1)[-1] for url in urls.split())
-    if kind != "final" or not 1 <= len(ids) <= MAX_PARTS or not all(map(is_upload_id, ids)):
+    if not text.isascii() or kind != "final" or not 1 <= len(ids) <= MAX_PARTS or not all(map(is_upload_id, ids)):
         raise RequestError("invalid_header", "it is partial, or final; and the URLs of its parts",
                            header=UPLOAD_CONCAT)
     return ids

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 
 from server.errors import AppError, RequestError
-from server.middleware import as_app_error
+from server.middleware import as_app_error, verb_of
 from server.tus import protocol, rufh
 from server.tus.answers import close_if_unread, limit_of
 from server.tus.checksum import ALGORITHMS
@@ -51,15 +51,14 @@ class FilesResource:
             response = speaker.failure(as_app_error(error))
             close_if_unread(request, response)
         if not response.prepared:
-            if is_tus or request.method == "OPTIONS":
+            if is_tus or verb_of(request) == "OPTIONS":
                 response.headers[protocol.TUS_RESUMABLE] = protocol.VERSION
             # MUST keep proxies from caching what changes (core, HEAD; RUFH §4.3)
             response.headers.setdefault("Cache-Control", "no-store")
         return response
 
     def _handler(self, request: web.Request, speaker: TusHandlers | RufhHandlers) -> Handler:
-        # MUST be read as the request's method, its own ignored (core, X-HTTP-Method-Override)
-        verb = request.headers.get(protocol.METHOD_OVERRIDE, request.method).upper()
+        verb = verb_of(request)
         of_one = "upload_id" in request.match_info
         if verb not in VERBS["/files/{upload_id}" if of_one else "/files"] or (of_one and verb == "POST"):
             raise RequestError("method_not_allowed")

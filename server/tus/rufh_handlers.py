@@ -76,9 +76,9 @@ class RufhHandlers:
         raw = request.headers.get(protocol.UPLOAD_METADATA, "")
         metadata = protocol.parse_metadata(raw)
         if hdrs.CONTENT_TYPE in request.headers:
-            metadata.setdefault("filetype", request.content_type.encode())
+            metadata.setdefault("filetype", request.content_type.encode(errors="replace"))
         if (name := _file_name(request)) is not None:
-            metadata.setdefault("filename", name.encode())
+            metadata.setdefault("filename", name.encode(errors="replace"))
         digests = {claim.algorithm: claim.digest.hex()
                    for claim in rufh.parse_digests(request.headers.get(rufh.REPR_DIGEST))}
         coding = parse_coding(request.headers.get(hdrs.CONTENT_ENCODING, ""))

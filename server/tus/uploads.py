@@ -129,6 +129,21 @@ class Uploads:
                 return upload, await self.offset(upload)
         return upload, await self.offset(upload)
 
+    async def settled_whole(self, upload: UploadRecord, peer: str | None) -> tuple[UploadRecord, int]:
+        """Like `settled`; an upload whose last byte was taken by a process that died is finished now."""
+        upload, offset = await self.settled(upload)
+        if upload.state is UploadState.OPEN and offset == upload.length_bytes and not upload.is_partial:
+            await self.complete(upload.upload_id, peer)
+            return await self.settled((await self._look(upload)).upload)
+        return upload, offset
+
+    async def _is_whole(self, seen: _Seen) -> bool:
+        """Whether every byte is there and only the finish is missing."""
+        upload = seen.upload
+        if seen.standing.refusal is not None or upload.state is not UploadState.OPEN or upload.session_id is None:
+            return False
+        return not upload.is_final and await self.offset(upload) == upload.length_bytes
+
     # --- bytes --------------------------------------------------------------------------------------
 
     async def append(self, upload: UploadRecord, offset: int, body: UploadBody, terms: Terms) -> Patched:
@@ -175,7 +190,13 @@ class Uploads:
         try:
             upload, end = await self._receive(seen.upload, start, body, terms)
         except (AppError, StorageError) as error:
-            raise await self._interrupted(seen.upload, transfer, error) from error
+            failure = await self._interrupted(seen.upload, transfer, error)
+            seen = await self._look(seen.upload)
+            if terms.ends is not None or not await self._is_whole(seen):
+                raise failure from error
+            # stopped after its last byte: a client that finds the offset at the end takes the upload for done
+            verdict = await self._complete(seen, terms.peer, _nothing_first)
+            return Patched(replace(seen.upload, state=UploadState.FINISHED), seen.upload.offset_bytes, verdict)
         upload = await self._ended(upload, end, terms)
         entry = transfer.entry(end, "complete")
         complete = end == upload.length_bytes if terms.ends is None else terms.ends

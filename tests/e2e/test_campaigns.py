@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaigns import CAMPAIGNS
+from tests.campaigns.table import CAMPAIGNS
 from tests.server import ROOT
 
 pytestmark = pytest.mark.slow

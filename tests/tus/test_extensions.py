@@ -3,10 +3,14 @@
 import base64
 import gzip
 import hashlib
+import sqlite3
+import time
 import uuid
+from contextlib import closing
 from typing import Any
 
 import pytest
+import requests
 import zstandard
 
 from server.tus.checksum import ALGORITHMS
@@ -290,3 +294,28 @@ def test_a_bomb_costs_no_memory(server: Server) -> None:
 def test_a_coding_that_is_not_known_is_refused(shared_server: Server) -> None:
     answer = begin(shared_server, Upload_Length="3", Upload_Metadata=upload_metadata(content_encoding="br"))
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "HEAD"])
+def test_a_method_that_is_let_in_does_not_let_another_in(shared_server: Server, method: str) -> None:
+    url = begin(shared_server, Upload_Length="3").headers["Location"]
+    for override in ("PATCH", "DELETE"):
+        headers = {"Tus-Resumable": "1.0.0", "X-HTTP-Method-Override": override}
+        assert requests.request(method, url, headers=headers, timeout=10).status_code == 401
+    assert shared_server.tus("HEAD", url).headers["Upload-Offset"] == "0"
+
+
+def test_an_expired_token_reads_the_offset_and_nothing_else(server: Server) -> None:
+    token = server.command("token", "create", "--role", "uploader", "--expires", "1h").stdout.strip()
+    url = server.tus("POST", "/files", token=token, Upload_Length="3").headers["Location"]
+    with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database, database:
+        database.execute("UPDATE token SET expires_at = '2026-01-01T00:00:00.000Z' WHERE expires_at IS NOT NULL")
+    deadline = time.monotonic() + 5  # a token is remembered for a second
+    while server.api("GET", "/", token=token).status_code != 401:
+        assert time.monotonic() < deadline
+    assert server.tus("HEAD", url, token=token).headers["Upload-Offset"] == "0"
+    for override in ("PATCH", "DELETE"):
+        answer = server.tus(
+            "HEAD", url, token=token, X_HTTP_Method_Override=override, Upload_Offset="0", Content_Type=OFFSET_TYPE
+        )
+        assert answer.status_code == 401

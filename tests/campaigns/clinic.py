@@ -1,4 +1,4 @@
-"""The long campaigns, each a function of a seed and a count; a hundredth of each runs in `make test`."""
+"""Campaigns of what a clinic does: cut uploads, killed servers, the same creation twice, DICOM objects twice."""
 
 import random
 import threading
@@ -8,6 +8,7 @@ from pathlib import Path
 import requests
 
 from tests import builders
+from tests.campaigns.soundness import sound
 from tests.server import Server, create, patch, sha256, upload_url
 
 
@@ -24,7 +25,7 @@ def cut_uploads(folder: Path, seed: int, count: int) -> int:
             stored = server.api("GET", f"/upload-sessions/{session['session_id']}/").json()
             assert stored["status"] == "SYNCED" and stored["checksum_sha256"] == sha256(content), seed
             ran += 1
-        _sound(server)
+        sound(server)
     finally:
         server.stop()
     return ran
@@ -88,7 +89,7 @@ def killed_servers(folder: Path, seed: int, count: int) -> int:
             answer = patch(server, url, content[offset:], offset)
             assert answer.headers["Packhorse-Status"] == "SYNCED", (seed, answer.text)
             ran += 1
-        _sound(server)
+        sound(server)
     finally:
         server.stop()
     return ran
@@ -115,7 +116,7 @@ def identical_creations(folder: Path, seed: int, count: int) -> int:
                 thread.join()
             assert len(answers) == 2 and len(set(answers)) == 1, seed
             ran += 1
-        _sound(server)
+        sound(server)
     finally:
         server.stop()
     return ran
@@ -136,21 +137,7 @@ def dicom_objects(folder: Path, seed: int, count: int) -> int:
                 images.add(server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["server_image_id"])
             ran += 1
         assert len(images) == count
-        _sound(server)
+        sound(server)
     finally:
         server.stop()
     return ran
-
-
-def _sound(server: Server) -> None:
-    assert server.command("fsck").returncode == 0
-    assert server.command("audit", "verify").returncode == 0
-
-
-CAMPAIGNS = {
-    cut_uploads: 1000,
-    killed_servers: 100,
-    identical_creations: 1000,
-    dicom_objects: 1000,
-}
-"""Each campaign and its full count."""

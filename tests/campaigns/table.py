@@ -1,0 +1,19 @@
+"""Each campaign and its full count."""
+
+from tests.campaigns.clinic import cut_uploads, dicom_objects, identical_creations, killed_servers
+from tests.campaigns.hostile import fuzzed_requests, half_open_and_slow_clients, hostile_names
+from tests.campaigns.lines import broken_lines, kills_under_load, racing_patches, takeovers
+
+CAMPAIGNS = {
+    cut_uploads: 1000,
+    killed_servers: 100,
+    identical_creations: 1000,
+    dicom_objects: 1000,
+    broken_lines: 1000,
+    takeovers: 500,
+    racing_patches: 1000,
+    kills_under_load: 100,
+    fuzzed_requests: 100_000,
+    hostile_names: 2000,
+    half_open_and_slow_clients: 1200,
+}
