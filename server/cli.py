@@ -4,12 +4,15 @@ Exit status: 0 done, 1 it failed, 2 the configuration is unusable.
 """
 
 import asyncio
+import json
 import sys
+import uuid
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import aiohttp
 import typer
 import uvloop
 from rich.console import Console
@@ -26,6 +29,7 @@ from server.processes import serve_in_processes
 from server.sessions import receipts
 from server.supervisor import ALL, Kind
 from server.supervisor import serve as serve_forever
+from server.webhooks.service import Webhook, post
 from storage import audit, backends, tokens
 from storage.errors import StorageError
 from storage.records import DEFAULT_SITE, AuditEntry, now, timestamp
@@ -38,8 +42,10 @@ app = typer.Typer(name="packhorse", no_args_is_help=True, add_completion=False, 
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 token_app = typer.Typer(no_args_is_help=True, help="Tokens.")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chain.")
+webhook_app = typer.Typer(no_args_is_help=True, help="Webhooks.")
 receipt_app = typer.Typer(no_args_is_help=True, help="Receipts.")
-for name, group in (("config", config_app), ("token", token_app), ("audit", audit_app), ("receipt", receipt_app)):
+for name, group in (("config", config_app), ("token", token_app), ("audit", audit_app), ("receipt", receipt_app),
+                    ("webhook", webhook_app)):
     app.add_typer(group, name=name)
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -194,6 +200,31 @@ def receipt_verify(
 ) -> None:
     """Tell whether a receipt is genuine, and what it says."""
     out.print_json(data=_verified(config.load(config_file), receipt))
+
+
+@webhook_app.command("test")
+def webhook_test(
+    url: Annotated[str, typer.Argument(help="The receiver; its secret is taken from the configuration.")],
+    config_file: ConfigOption = None,
+    secret: Annotated[str | None, typer.Option(help="The secret of a receiver that is not configured.")] = None,
+) -> None:
+    """Send a signed test event and tell the answer; exit 1 unless it is taken."""
+    known = {one.url: one.secret for one in config.load(config_file).webhooks}
+    key = secret or known.get(url)
+    if key is None:
+        raise ConfigurationError(f"webhooks: {url} is not configured: give --secret")
+    body = json.dumps({"type": "webhook.test", "timestamp": timestamp(), "data": {}}).encode()
+
+    async def work() -> int:
+        async with aiohttp.ClientSession() as session:
+            return await post(session, Webhook(url, key, ("*",)), f"evt_test_{uuid.uuid4().hex}", body)
+
+    try:
+        status = asyncio.run(work())
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        raise AppError(f"{url} does not answer: {error or type(error).__name__}") from error
+    out.print(f"{url} answered {status}")
+    raise typer.Exit(0 if 200 <= status < 300 else 1)
 
 
 def _verified(settings: config.Settings, path: Path) -> dict[str, Any]:  # the claims of a receipt

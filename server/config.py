@@ -3,6 +3,8 @@
 Environment: `PACKHORSE__HTTP__PORT=8080` overrides `port` in `[http]`. Paths are relative to the file.
 """
 
+import base64
+import binascii
 import ipaddress
 import json
 import os
@@ -39,6 +41,15 @@ def _origin(text: str) -> str:
 
 def _network(text: str) -> str:
     ipaddress.ip_network(text, strict=False)
+    return text
+
+
+def _webhook_secret(text: str) -> str:
+    if text.startswith("whsec_"):
+        try:
+            base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except binascii.Error as error:
+            raise ValueError("after whsec_ comes base64") from error
     return text
 
 
@@ -150,6 +161,14 @@ class Forward(Section):
     rules: list[ForwardRule] = []
 
 
+class Webhook(Section):
+    """`[[webhooks]]`: who is told what happens."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+\S*$", max_length=2000)]
+    secret: Annotated[str, Field(min_length=1, repr=False), AfterValidator(_webhook_secret)]
+    events: list[Literal["*", "session.synced", "session.failed", "image.stored"]] = ["*"]
+
+
 class Settings(BaseSettings):
     """All of it. `load` is the way to make one."""
 
@@ -161,7 +180,7 @@ class Settings(BaseSettings):
     auth: Auth = Auth()
     uploads: Uploads = Uploads()
     forward: Forward = Forward()
-    webhooks: list[dict[str, Any]] = []
+    webhooks: list[Webhook] = []
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
     @classmethod
@@ -282,7 +301,7 @@ def _check(settings: Settings) -> None:
     """What no single field can tell. A setting whose engine has not landed yet is refused (contract §12)."""
     http, storage = settings.http, settings.storage
     not_landed = {
-        "http.tls_cert": bool(http.tls_cert), "http.tls_key": bool(http.tls_key), "webhooks": bool(settings.webhooks),
+        "http.tls_cert": bool(http.tls_cert), "http.tls_key": bool(http.tls_key),
         "storage.keep": storage.keep != "forever",
         "storage.database": storage.database.startswith("postgresql"), "storage.blobs": storage.blobs.startswith("s3:"),
     }
@@ -301,6 +320,9 @@ def _check(settings: Settings) -> None:
                     f"auth.mode: \"none\" lets everybody in, so it is taken on loopback only, and {key} is {host}")
     if http.public_url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", http.public_url):
         raise ConfigurationError("http.public_url: must be http:// or https:// and a host")
+    urls = [one.url for one in settings.webhooks]
+    if len(set(urls)) < len(urls):
+        raise ConfigurationError("webhooks: a url is given twice")
     names = [one.name for one in settings.forward.destinations]
     if len(set(names)) < len(names):
         raise ConfigurationError("forward.destinations: a name is given twice")

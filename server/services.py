@@ -35,6 +35,8 @@ from server.tus.locks import MachineLocks, UploadLocks
 from server.tus.resource import FilesResource
 from server.tus.rufh_handlers import RufhHandlers
 from server.tus.uploads import Uploads
+from server.webhooks.handlers import WebhookHandlers
+from server.webhooks.service import Webhook, Webhooks
 from server.worker import Backoff, Tasks, Worker
 from storage.store import Store
 
@@ -53,6 +55,7 @@ class Services:
     connections: Connections
     renderer: Renderer
     worker: Worker
+    webhooks: Webhooks
     listener: DicomListener | None
     routes: tuple[web.RouteDef, ...]
 
@@ -78,7 +81,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
-    worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job},
+    webhooks = Webhooks(store, tuple(Webhook(one.url, one.secret, tuple(one.events)) for one in settings.webhooks))
+    worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job, "webhook": webhooks.run_job},
                     backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
     links, pace = Links(uploads, base_url), Pace(limits.progress_floor_bytes_per_s, limits.progress_window_s)
@@ -89,10 +93,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
         *ImageHandlers(store, renderer, base_url).routes(),
         *OrderHandlers(OrderService(store)).routes(),
+        *WebhookHandlers(webhooks).routes(),
     )
     return Services(
         settings, store, signer, Authenticator(store, settings.auth.mode), uploads,
-        ExpirySweeper(store, uploads.expire), locks, Connections(limits.header_timeout_s), renderer, worker,
+        ExpirySweeper(store, uploads.expire), locks, Connections(limits.header_timeout_s), renderer, worker, webhooks,
         _listener(settings, arrivals), routes)
 
 

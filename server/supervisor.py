@@ -23,6 +23,7 @@ from storage.store import Store
 
 SWEEP_S = 60.0
 EXPIRY_S = 5.0
+EVENTS_S = 0.5
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
@@ -71,6 +72,7 @@ async def prepare(services: Services) -> tuple[Path, str | None]:
     """Before anybody serves: take up what a crash left. Gives the admin token's path, and the token if it is new."""
     token = await first_token(services.store, services.settings.data_path)
     await services.store.write(jobs.release_all)
+    await services.webhooks.begin()
     await services.uploads.clean_staging()
     await services.uploads.finish_left()
     return token
@@ -87,6 +89,7 @@ async def working(
         if Kind.JOBS in kinds:
             services.worker.start(tasks)
             stack.callback(services.worker.stop)
+            tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
             tasks.spawn(every(SWEEP_S, "left uploads", services.uploads.finish_left), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
@@ -132,6 +135,11 @@ async def _dicom(services: Services) -> AsyncIterator[int | None]:
         yield listener.port
     finally:
         await listener.close()
+
+
+async def _tell(services: Services) -> None:
+    if await services.webhooks.gather():
+        services.worker.wake("webhook")
 
 
 async def _forget_answers(store: Store) -> None:

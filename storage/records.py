@@ -253,6 +253,25 @@ class DeliveryRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookDeliveryRecord:
+    """One event on its way to one receiver; `webhook` is its URL, `event_id` stays the same for every attempt."""
+
+    delivery_id: int
+    site: str
+    webhook: str
+    event_id: str
+    event: str
+    body: str
+    state: DeliveryState
+    attempts: int
+    last_status: int | None
+    last_error: str | None
+    created_at: str
+    updated_at: str
+    delivered_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRecord:
     """A token without its secret: only the SHA-256 of the secret is kept."""
 

@@ -347,6 +347,33 @@ signing_key = Table(
     _time("created_at", nullable=False),
 )
 
+webhook_cursor = Table(
+    "webhook_cursor", metadata,
+    Column("name", String(16), primary_key=True),
+    _site(),
+    Column("seq", BigInteger, nullable=False),
+)
+
+webhook_delivery = Table(
+    "webhook_delivery", metadata,
+    Column("delivery_id", _ID, primary_key=True, autoincrement=True),
+    _site(),
+    Column("webhook", Text, nullable=False),
+    Column("event_id", String(64), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_status", Integer),
+    Column("last_error", Text),
+    _time("created_at", nullable=False),
+    _time("updated_at", nullable=False),
+    _time("delivered_at"),
+    UniqueConstraint("webhook", "event_id"),
+    Index("ix_webhook_delivery_state", "site", "state"),
+    sqlite_autoincrement=True,
+)
+
 idempotency = Table(
     "idempotency", metadata,
     Column("principal", String(64), primary_key=True),

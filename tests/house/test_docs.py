@@ -14,6 +14,7 @@ from server.orders.handlers import OrderHandlers
 from server.pacs.handlers import ImageHandlers
 from server.sessions.handlers import SessionHandlers
 from server.tus.resource import FilesResource
+from server.webhooks.handlers import WebhookHandlers
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "config.example.toml").read_text()
@@ -35,9 +36,9 @@ def test_the_example_documents_every_setting_with_its_default() -> None:
     documented = tomllib.loads(EXAMPLE)
     for key, default in settings(config.Settings).items():
         table, _, name = key.rpartition(".")
-        if key in ("dicom.require_known_peers", "webhooks"):
-            continue  # the one has no default of its own, the other has not landed
-        if key in ("dicom.peers", "forward.destinations", "forward.rules"):
+        if key == "dicom.require_known_peers":
+            continue  # it has no default of its own
+        if key in ("webhooks", "dicom.peers", "forward.destinations", "forward.rules"):
             assert f"[[{key}]]" in EXAMPLE
             continue
         assert documented[table][name] == default, key
@@ -91,7 +92,7 @@ def test_every_session_call_is_documented() -> None:
 def test_every_route_is_documented() -> None:
     page = (ROOT / "docs/api.md").read_text()
     surface = _Surface.__new__(_Surface)
-    handlers = (FilesResource, SessionHandlers, ImageHandlers, OrderHandlers)
+    handlers = (FilesResource, SessionHandlers, ImageHandlers, OrderHandlers, WebhookHandlers)
     routes = [route for one in handlers for route in one.__new__(one).routes()] + surface.routes()
     for route in routes:
         path = route.path.rstrip("/").replace("/visits/{visit_id}/radiology", "")

@@ -30,7 +30,10 @@ BAD = [
     ("[dicom]\nae_title = 'A TITLE THAT IS TOO LONG'", "dicom.ae_title"),
     ("[[dicom.peers]]\nae_title = 'A'\nhost = 'h'\nallow_from = ['x']", "dicom.peers.0.allow_from"),
     ("[[forward.rules]]\ndestination = 'x'", "forward.rules"),
-    ("[[webhooks]]\nurl = 'https://x'", "webhooks"),
+    ("[[webhooks]]\nurl = 'https://x'", "webhooks.0.secret"),
+    ("[[webhooks]]\nurl = 'ftp://x'\nsecret = 'a'", "webhooks.0.url"),
+    ("[[webhooks]]\nurl = 'https://x'\nsecret = 'whsec_!'", "webhooks.0.secret"),
+    ("[[webhooks]]\nurl = 'https://x'\nsecret = 'a'\nevents = ['image.seen']", "webhooks.0.events"),
     (
         "[[forward.destinations]]\nname = 'a'\nkind = 'stow'\nae_title = 'A'\nhost = 'h'\nport = 1",
         "forward.destinations",

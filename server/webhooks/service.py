@@ -1,0 +1,150 @@
+"""Turns events into deliveries, and carries deliveries out: signed, repeated, never given up in silence.
+
+Fact: the audit chain is written in the transaction of what it tells, so a place in it, kept as a row, is all that it
+takes to tell everything once, also after a crash.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import aiohttp
+from sqlalchemy import Connection
+
+from server.auth import Principal, Role
+from server.errors import RequestError
+from server.webhooks.events import Event, event_of
+from server.webhooks.signing import signed_headers
+from server.worker import Done, Later
+from storage import audit, jobs, webhooks
+from storage.records import AuditEntry, DeliveryState, JobRecord, WebhookDeliveryRecord, now, timestamp
+from storage.store import Store
+
+BATCH_ROWS = 500
+TIMEOUT_S = 15.0
+GIVEN_UP_AFTER = timedelta(days=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A receiver: where, the secret it shares with us, and what it wants to hear."""
+
+    url: str
+    secret: str
+    events: tuple[str, ...]
+
+    def wants(self, kind: str) -> bool:
+        """Whether it asked for such events."""
+        return "*" in self.events or kind in self.events
+
+
+async def post(session: aiohttp.ClientSession, webhook: Webhook, event_id: str, body: bytes) -> int:
+    """One signed call: the status. Redirects are not followed, for the signature names no address. OSError."""
+    headers = {"Content-Type": "application/json", "User-Agent": "packhorse",
+               **signed_headers(webhook.secret, event_id, int(time.time()), body)}
+    async with session.post(webhook.url, data=body, headers=headers, allow_redirects=False,
+                            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as answer:
+        return answer.status
+
+
+class Webhooks:
+    """The use cases. `wake` is called when there is something to send."""
+
+    def __init__(self, store: Store, receivers: tuple[Webhook, ...]) -> None:
+        self._store = store
+        self._receivers = {one.url: one for one in receivers}
+
+    async def begin(self) -> None:
+        """Before anything happens: what is told begins here, unless it began at an earlier start."""
+        if self._receivers:
+            await self._store.write(webhooks.cursor)
+
+    async def gather(self) -> int:
+        """Read the audit chain on from where it was left, and queue what receivers want to hear. Gives how many."""
+        if not self._receivers:
+            return 0
+        queued = 0
+        while True:
+            seq = await self._store.write(webhooks.cursor)
+            rows = await self._store.read(partial(_rows_after, seq))
+            if not rows:
+                return queued
+            events = [event for row in rows if (event := event_of(row)) is not None]
+            wanted = [(event, url) for event in events for url, one in self._receivers.items() if one.wants(event.kind)]
+
+            await self._store.write(partial(_queue, seq, rows[-1]["seq"], wanted))
+            queued += len(wanted)
+
+    async def run_job(self, job: JobRecord) -> Done | Later:
+        """Send one delivery; a receiver that answers 410 wants no more of it."""
+        delivery = await self._store.read(lambda tx: webhooks.find(tx, int(job.subject)))
+        if delivery is None or delivery.state is not DeliveryState.WAITING:
+            await self._store.write(lambda tx: jobs.done(tx, job))
+            return Done()
+        receiver = self._receivers.get(delivery.webhook)
+        status, error = (None, "no such webhook is configured") if receiver is None else await self._send(
+            receiver, delivery)
+        state = DeliveryState.WAITING
+        if status is not None and 200 <= status < 300:
+            state = DeliveryState.DELIVERED
+        elif status == 410 or receiver is None or delivery.created_at < timestamp(now() - GIVEN_UP_AFTER):
+            state = DeliveryState.PARKED
+
+        def unit(tx: Connection) -> None:
+            webhooks.end_attempt(tx, delivery.delivery_id, state, status, error)
+            if state is not DeliveryState.WAITING:
+                jobs.done(tx, job)
+
+        await self._store.write(unit)
+        return Later(error or f"answered {status}") if state is DeliveryState.WAITING else Done()
+
+    async def _send(self, receiver: Webhook, delivery: WebhookDeliveryRecord) -> tuple[int | None, str | None]:
+        await self._store.write(lambda tx: webhooks.begin_attempt(tx, delivery.delivery_id))
+        try:
+            async with aiohttp.ClientSession() as session:
+                status = await post(session, receiver, delivery.event_id, delivery.body.encode())
+        except TimeoutError:
+            return None, f"no answer within {TIMEOUT_S:g} s"
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+            return None, type(error).__name__
+        return status, None if 200 <= status < 300 else f"answered {status}"
+
+    async def listing(
+        self, who: Principal, status: str | None, webhook: str | None, limit: int
+    ) -> list[WebhookDeliveryRecord]:
+        """Deliveries of the caller's site, the newest first."""
+        who.require(Role.OPERATOR)
+        if status is not None and status not in set(DeliveryState):
+            raise RequestError("invalid_field", f"status: one of {', '.join(DeliveryState)}", field="status")
+        return await self._store.read(lambda tx: webhooks.listing(tx, who.site, status, webhook, limit))
+
+    async def resend(self, delivery_id: int, reason: str, who: Principal, peer: str | None) -> WebhookDeliveryRecord:
+        """Send a delivery again, under the same event id."""
+        who.require(Role.OPERATOR)
+
+        def unit(tx: Connection) -> WebhookDeliveryRecord:
+            found = webhooks.find(tx, delivery_id)
+            if found is None or found.site != who.site:
+                raise RequestError("not_found", "there is no such delivery")
+            webhooks.end_attempt(tx, delivery_id, DeliveryState.WAITING, None, None)
+            jobs.enqueue(tx, found.site, "webhook", str(delivery_id))
+            audit.append(tx, AuditEntry(who.site, "webhook.resent", who.name, f"webhook/{delivery_id}", peer,
+                                        detail={"reason": reason, "event_id": found.event_id}))
+            return webhooks.get(tx, delivery_id)
+
+        return await self._store.write(unit)
+
+
+
+def _rows_after(seq: int, tx: Connection) -> list[dict[str, Any]]:
+    return list(audit.after(tx, seq, BATCH_ROWS))
+
+
+def _queue(seq: int, last: int, wanted: list[tuple[Event, str]], tx: Connection) -> None:
+    webhooks.advance(tx, seq, last)
+    for event, url in wanted:
+        delivery_id = webhooks.add(tx, event.site, url, event.event_id, event.kind, event.body)
+        jobs.enqueue(tx, event.site, "webhook", str(delivery_id))

@@ -1,0 +1,86 @@
+"""Units of work on webhooks: how far the audit chain was read, and what is told to whom."""
+
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from storage.errors import Conflict, NotFound
+from storage.records import DEFAULT_SITE, DeliveryState, WebhookDeliveryRecord, timestamp
+from storage.tables import audit, webhook_cursor, webhook_delivery
+
+_COLUMNS = [webhook_delivery.c[field.name] for field in fields(WebhookDeliveryRecord)]
+
+
+def _record(row: Row[Any]) -> WebhookDeliveryRecord:  # a row of the webhook_delivery table
+    values = dict(row._mapping)
+    values["state"] = DeliveryState(values["state"])
+    return WebhookDeliveryRecord(**values)
+
+
+def cursor(tx: Connection) -> int:
+    """The audit row up to which everything was queued; at first the newest one, for history is not told."""
+    seq = tx.execute(select(webhook_cursor.c.seq)).scalar()
+    if seq is None:
+        seq = tx.execute(select(func.coalesce(func.max(audit.c.seq), 0))).scalar_one()
+        tx.execute(insert(webhook_cursor).values(name="webhooks", site=DEFAULT_SITE, seq=seq))
+    return int(seq)
+
+
+def advance(tx: Connection, expected: int, seq: int) -> None:
+    """Everything up to `seq` is queued. Conflict when another process did that."""
+    changed = tx.execute(update(webhook_cursor).where(webhook_cursor.c.seq == expected).values(seq=seq))
+    if changed.rowcount != 1:
+        raise Conflict("another process reads the chain")
+
+
+def add(tx: Connection, site: str, webhook: str, event_id: str, event: str, body: str) -> int:
+    """Note that `webhook` must hear of an event; gives the delivery's id."""
+    moment = timestamp()
+    done = tx.execute(insert(webhook_delivery).values(
+        site=site, webhook=webhook, event_id=event_id, event=event, body=body, state=DeliveryState.WAITING, attempts=0,
+        created_at=moment, updated_at=moment))
+    assert done.inserted_primary_key is not None, "the table has a primary key"
+    return int(done.inserted_primary_key[0])
+
+
+def find(tx: Connection, delivery_id: int) -> WebhookDeliveryRecord | None:
+    """The delivery of that id."""
+    row = tx.execute(select(*_COLUMNS).where(webhook_delivery.c.delivery_id == delivery_id)).first()
+    return _record(row) if row else None
+
+
+def get(tx: Connection, delivery_id: int) -> WebhookDeliveryRecord:
+    """Like `find`; NotFound when there is none."""
+    found = find(tx, delivery_id)
+    if found is None:
+        raise NotFound("no such delivery")
+    return found
+
+
+def listing(
+    tx: Connection, site: str, state: str | None, webhook: str | None, limit: int
+) -> list[WebhookDeliveryRecord]:
+    """Deliveries of a site, the newest first."""
+    query = select(*_COLUMNS).where(webhook_delivery.c.site == site)
+    if state is not None:
+        query = query.where(webhook_delivery.c.state == state)
+    if webhook is not None:
+        query = query.where(webhook_delivery.c.webhook == webhook)
+    return [_record(row) for row in tx.execute(query.order_by(webhook_delivery.c.delivery_id.desc()).limit(limit))]
+
+
+def begin_attempt(tx: Connection, delivery_id: int) -> None:
+    """Count a call before it is made: a crash in it must not hide it."""
+    tx.execute(update(webhook_delivery).where(webhook_delivery.c.delivery_id == delivery_id).values(
+        attempts=webhook_delivery.c.attempts + 1, updated_at=timestamp()))
+
+
+def end_attempt(
+    tx: Connection, delivery_id: int, state: DeliveryState, status: int | None, error: str | None
+) -> None:
+    """Keep what a call came to."""
+    moment = timestamp()
+    tx.execute(update(webhook_delivery).where(webhook_delivery.c.delivery_id == delivery_id).values(
+        state=state, last_status=status, last_error=error, updated_at=moment,
+        delivered_at=moment if state is DeliveryState.DELIVERED else None))
