@@ -31,7 +31,11 @@ class CuttingProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            upstream = socket.create_connection(("127.0.0.1", self._port))
+            try:
+                upstream = socket.create_connection(("127.0.0.1", self._port))
+            except OSError:
+                client.close()
+                continue
             self._open |= {client, upstream}
             threading.Thread(target=self._back, args=(upstream, client), daemon=True).start()
             threading.Thread(target=self._forth, args=(client, upstream), daemon=True).start()

@@ -33,6 +33,8 @@ from storage.store import Store
 log = structlog.get_logger()
 SEGMENT_BYTES = 64 * 1024 * 1024
 SEGMENT_S = 5.0
+STOPPED = ("upload_interrupted", "upload_stopped", "read_timeout", "server_shutdown")
+"""How a body may end early through no fault of its own."""
 PARTS_KEPT = timedelta(days=1)
 """How long the parts of a concatenation stay once their final upload is done."""
 
@@ -150,8 +152,9 @@ class Uploads:
         """Append the body at `offset`; every byte that arrived is kept, also when the client leaves."""
         if upload.is_final:
             raise RequestError("final_upload")
-        _check_offset(offset, await self.offset(upload), evicting=True)
-        if upload.state is UploadState.FINISHED:
+        is_open = upload.state is UploadState.OPEN
+        _check_offset(offset, await self.offset(upload), evicting=is_open)
+        if not is_open:
             return await self._finished_again(await self._look(upload), body, terms)
         async with self._locks.take(upload.upload_id, body.stop):
             seen = _alive(await self._look(upload))
@@ -192,7 +195,7 @@ class Uploads:
         except (AppError, StorageError) as error:
             failure = await self._interrupted(seen.upload, transfer, error)
             seen = await self._look(seen.upload)
-            if terms.ends is not None or not await self._is_whole(seen):
+            if terms.ends is not None or failure.code not in STOPPED or not await self._is_whole(seen):
                 raise failure from error
             # stopped after its last byte: a client that finds the offset at the end takes the upload for done
             verdict = await self._complete(seen, terms.peer, _nothing_first)

@@ -211,11 +211,11 @@ class FilesystemBlobs:
         return descriptor, made
 
     def _write(self, descriptor: int, content: Buffer, offset: int) -> None:
-        self._check_room(descriptor)
+        self._check_room(descriptor, len(content))
         _write_all(descriptor, offset, content)
 
-    def _check_room(self, descriptor: int) -> None:
-        if _free_bytes(os.fstatvfs(descriptor)) < self._reserve_bytes:
+    def _check_room(self, descriptor: int, wanted_bytes: int) -> None:
+        if self._reserve_bytes and _free_bytes(os.fstatvfs(descriptor)) < self._reserve_bytes + wanted_bytes:
             raise NoSpace("the disk is full but for its reserve")
 
     async def append(self, key: BlobKey, offset: int, chunks: AsyncIterable[bytes], *, flush: bool = True) -> int:
@@ -265,7 +265,7 @@ class FilesystemBlobs:
             with _storage_errors():
                 written = 0
                 if past_cache is not None and position % BLOCK_BYTES == 0 == len(content) % BLOCK_BYTES:
-                    self._check_room(descriptor)
+                    self._check_room(descriptor, len(content))
                     written = os.pwrite(past_cache, content, position)
                 if written < len(content):
                     self._write(descriptor, content[written:], position + written)

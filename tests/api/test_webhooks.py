@@ -90,7 +90,12 @@ async def test_what_happens_is_told_once_and_signed(tmp_path: Path, receiver: Re
         assert b"CompressedSamples" not in b"".join(body for _, body in receiver.got)  # the patient's name
         ids = [headers["webhook-id"] for headers, _ in receiver.got]
         assert len(set(ids)) == len(ids)
-        rows = server.api("GET", "/webhooks/deliveries/?status=delivered").json()["results"]
+
+        def delivered() -> list[dict[str, Any]]:
+            return list(server.api("GET", "/webhooks/deliveries/?status=delivered").json()["results"])
+
+        await eventually(lambda: len(delivered()) == 3)
+        rows = delivered()
         assert {row["event_id"] for row in rows} == set(ids) and {row["attempts"] for row in rows} == {1}
     finally:
         server.stop()
