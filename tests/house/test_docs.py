@@ -111,7 +111,7 @@ def test_every_command_is_documented() -> None:
         assert f"packhorse {group.name} " in page
 
 
-@pytest.mark.parametrize("page", ["tus-conformance.md", "dicom-conformance.md"])
+@pytest.mark.parametrize("page", ["tus-conformance.md", "rufh-conformance.md", "dicom-conformance.md"])
 def test_each_row_of_a_conformance_page_names_a_test_that_exists(page: str) -> None:
     names = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
