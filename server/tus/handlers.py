@@ -11,8 +11,9 @@ from server.tus.answers import check_plain_body, failure_headers, progress_of, s
 from server.tus.body import Pace, UploadBody
 from server.tus.links import Links
 from server.tus.protocol import ChecksumClaim
+from server.tus.receiving import Terms
 from server.tus.representation import parse_coding
-from server.tus.uploads import Patched, Terms, Uploads
+from server.tus.uploads import Patched, Uploads
 from storage.records import UploadRecord, UploadState
 
 

@@ -19,8 +19,9 @@ from server.tus.answers import (
 from server.tus.body import Pace, UploadBody
 from server.tus.interim import UPLOAD_RESUMPTION, interim
 from server.tus.links import Links
+from server.tus.receiving import Terms
 from server.tus.representation import parse_coding
-from server.tus.uploads import Patched, Terms, Uploads
+from server.tus.uploads import Patched, Uploads
 from storage.records import UploadRecord
 
 PROBLEMS = {

@@ -1,0 +1,93 @@
+"""The end of an upload: its bytes are verified, decoded where they are compressed, sealed, and handed on."""
+
+import hmac
+
+from sqlalchemy import Connection
+
+from server.admission import Standing, Unit, UploadPolicy, Verdict
+from server.errors import RequestError, SessionFailure
+from server.tus.checksum import RunningDigest
+from server.tus.representation import decoded
+from server.tus.rows import Seen, UploadRows
+from storage.blobs.base import BlobKey, Sealed, sealed, staging
+from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound
+from storage.records import Sha256, UploadRecord
+from storage.store import Store
+
+
+class Finisher:
+    """Finishes uploads whose bytes are all there; whoever calls holds the upload's lock."""
+
+    def __init__(self, store: Store, policy: UploadPolicy, rows: UploadRows, max_size_bytes: int) -> None:
+        self._store = store
+        self._policy = policy
+        self._rows = rows
+        self._max_size_bytes = max_size_bytes
+
+    async def finish(self, seen: Seen, peer: str | None, first: Unit) -> Verdict | None:
+        """Verify, seal and file the bytes; `first` is noted with the finish. SessionFailure, RequestError."""
+        upload, standing = seen.upload, seen.standing
+        key = staging(upload.site, upload.upload_id)
+        try:
+            await self._check_repr_digest(upload, key)
+            content = await self._sealed(upload, standing, key)
+        except SessionFailure as failure:
+            await self._store.write(first)
+            await self._policy.failed(upload, failure)
+            raise SessionFailure(failure.code, failure.detail, session_id=upload.session_id) from None
+        except NoSpace:
+            await self._store.write(first)
+            await self._policy.failed(upload, SessionFailure("STORAGE_FULL"))
+            raise
+        except (FlushFailed, NotFound):
+            await self._store.write(first)
+            raise await self._rows.lost(upload, SessionFailure("STAGING_LOST")) from None
+        try:
+            assert standing.session is not None, "parts have none, and are never completed"
+            verdict = await self._policy.finished(upload, standing.session, content, peer, first)
+        except Conflict:
+            raise (await self._rows.look(upload)).standing.refusal or RequestError("upload_stopped") from None
+        self._store.blobs.discard(key)
+        return verdict
+
+    async def _sealed(self, upload: UploadRecord, standing: Standing, key: BlobKey) -> Sealed:
+        expected = Sha256(standing.checksum_sha256) if standing.checksum_sha256 else None
+        plain = key
+        try:
+            if upload.content_encoding is not None:
+                plain = staging(upload.site, f"{upload.upload_id}.decoded")
+                await self._store.blobs.delete(plain)
+                limit = self._max_size_bytes if standing.file_size is None else standing.file_size
+                size = await self._store.blobs.append(
+                    plain, 0, decoded(upload.content_encoding, self._store.blobs.read(key), limit))
+                if standing.file_size is not None and size != standing.file_size:
+                    raise SessionFailure("SIZE_MISMATCH", f"{size} bytes came, {standing.file_size} were declared")
+            return await self._store.blobs.seal(plain, expected)
+        except DigestMismatch:
+            raise SessionFailure("CHECKSUM_MISMATCH") from None
+        finally:
+            if plain != key:
+                await self._store.blobs.delete(plain)
+
+    async def _check_repr_digest(self, upload: UploadRecord, key: BlobKey) -> None:
+        """Repr-Digest is over the representation as it came, with its content coding (RFC 9530 §3)."""
+        if upload.repr_digest is None:
+            return
+        algorithm, _, wanted = upload.repr_digest.partition(":")
+        digest = RunningDigest(algorithm)
+        async for _chunk in digest.over(self._store.blobs.read(key)):
+            continue
+        if not hmac.compare_digest(digest.digest().hex(), wanted):
+            raise SessionFailure("CHECKSUM_MISMATCH")
+
+    async def verdict(self, seen: Seen, peer: str | None) -> Verdict | None:
+        """What became of a finished upload; ingest is begun again where it had not ended."""
+        upload, session = seen.upload, seen.standing.session
+        assert upload.blob_sha256 is not None and session is not None, "a finished upload has both"
+        digest = Sha256(upload.blob_sha256)
+        content = Sealed(sealed(upload.site, digest), digest, 0, existed=True)
+        return await self._policy.finished(upload, session, content, peer, nothing_first)
+
+
+def nothing_first(_tx: Connection) -> None:
+    """Nothing to note before the finish."""

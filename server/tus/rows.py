@@ -1,0 +1,71 @@
+"""What rows tell of an upload and its session, and what is noted in them. Touches no bytes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from sqlalchemy import Connection
+
+from server.admission import Standing, UploadPolicy
+from server.errors import AppError, RequestError, SessionFailure
+from storage import audit, uploads
+from storage.blobs.base import boot_id
+from storage.records import AuditEntry, UploadRecord, now, timestamp
+from storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An upload as its row and its session told it in one read."""
+
+    upload: UploadRecord
+    standing: Standing
+
+
+class UploadRows:
+    """Reads and notes; what an upload means is asked of the policy."""
+
+    def __init__(self, store: Store, policy: UploadPolicy, expires_after: timedelta) -> None:
+        self._store = store
+        self._policy = policy
+        self._expires_after = expires_after
+
+    async def look(self, upload: UploadRecord) -> Seen:
+        """The upload as it is now: a row that was read before a lock was taken may be stale."""
+
+        def unit(tx: Connection) -> Seen:
+            present = uploads.get(tx, upload.upload_id)
+            return Seen(present, self._policy.standing(tx, present))
+
+        return await self._store.read(unit)
+
+    def progress(
+        self, upload: UploadRecord, durable: int, entry: AuditEntry | None = None
+    ) -> Callable[[Connection], UploadRecord]:
+        """A unit of work: `durable` bytes are on the medium, and the transfer that brought them."""
+        expires_at, boot = timestamp(now() + self._expires_after), boot_id()
+
+        def unit(tx: Connection) -> UploadRecord:
+            uploads.advance(tx, upload.upload_id, upload.offset_bytes, durable, boot, expires_at)
+            if entry is not None:
+                audit.append(tx, entry)
+            return replace(upload, offset_bytes=durable, boot_id=boot, expires_at=expires_at)
+
+        return unit
+
+    async def note(self, entry: AuditEntry) -> None:
+        """Append to the audit chain."""
+        await self._store.write(lambda tx: audit.append(tx, entry))
+
+    async def lost(self, upload: UploadRecord, failure: SessionFailure) -> AppError:
+        """End the upload for good; gives what its requests are answered from now on."""
+        await self._policy.failed(upload, failure)
+        refusal = (await self.look(upload)).standing.refusal
+        return refusal or RequestError("gone", failure.title, session_id=upload.session_id)
+
+
+def alive(seen: Seen) -> Seen:
+    """`seen`, unless the upload is gone or its session FAILED: then RequestError `gone`."""
+    if seen.standing.refusal is not None:
+        raise seen.standing.refusal
+    return seen
