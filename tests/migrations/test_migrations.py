@@ -4,9 +4,11 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+from alembic import command
 from sqlalchemy import create_engine
 
-from storage.backends import migrate, revisions
+from storage.backends import _alembic, migrate, revisions
 from storage.tables import metadata
 from storage.triggers import create_triggers
 
@@ -56,3 +58,62 @@ def test_migrating_again_changes_nothing_and_makes_no_copy(tmp_path: Path) -> No
     assert migrate(path) is None and schema(path) == before
     present, newest = revisions(path)
     assert present == newest
+
+
+def test_rows_of_the_first_release_survive_and_stay_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.db"
+    with monkeypatch.context() as patched:  # today's list of triggers names columns that came later
+        patched.setattr("storage.triggers.create_triggers", lambda _tx: None)
+        command.upgrade(_alembic(path), "0001")
+    with closing(sqlite3.connect(path)) as database, database:
+        for table, column in (("upload", "length_bytes"), ("session", "file_size")):  # as the first release had them
+            database.execute(
+                f"CREATE TRIGGER {table}_{column}_immutable BEFORE UPDATE OF {column} ON {table} "
+                "BEGIN SELECT RAISE(ABORT, 'never changes'); END"
+            )
+        given = {
+            "session": {
+                "session_id": "s",
+                "site": "default",
+                "status": "BINARY_UPLOADING",
+                "priority": "ROUTINE",
+                "file_name": "a.dcm",
+                "file_size": 7,
+                "checksum_source": "client",
+                "principal": "p",
+                "numeric_ids": "",
+                "max_retries": 5,
+                "retry_count": 0,
+                "created_at": "x",
+                "updated_at": "x",
+                "seq": 1,
+            },
+            "upload": {
+                "upload_id": "u",
+                "site": "default",
+                "session_id": "s",
+                "principal": "p",
+                "length_bytes": 7,
+                "offset_bytes": 3,
+                "state": "open",
+                "boot_id": "b",
+                "upload_metadata": "",
+                "created_at": "x",
+                "expires_at": "x",
+            },
+        }
+        for table, values in given.items():
+            marks = ", ".join("?" * len(values))
+            database.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", list(values.values()))
+    copy = migrate(path)
+    assert copy is not None and copy.exists()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT file_size FROM session").fetchall() == [(7,)]
+        assert database.execute("SELECT length_bytes, offset_bytes, upload_concat FROM upload").fetchall() == [
+            (7, 3, None)
+        ]
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+        with pytest.raises(sqlite3.IntegrityError, match="written once"):
+            database.execute("UPDATE upload SET length_bytes = 8")
+        with pytest.raises(sqlite3.IntegrityError, match="stay"):
+            database.execute("DELETE FROM session")
