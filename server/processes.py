@@ -7,7 +7,6 @@ the parent dies, however it dies, its end closes and the worker ends at once, as
 
 import asyncio
 import json
-import os
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -17,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import uvloop
 
-from server.config import Settings, restored
+from server.config import Settings
 from server.lifecycle import StartFailed, open_services, sole_server
-from server.logs import log_to_stderr
-from server.supervisor import ALL, GRACE_S, Kind, Running, announce, prepare, stop_signal, working
+from server.supervisor import ALL, GRACE_S, Kind, Running, announce, prepare, stop_signal
 
 log = structlog.get_logger()
 RESTART_S = 1.0
@@ -102,7 +99,7 @@ class _Supervisor:
         """Start one process and wait until it serves; gives its DICOM port. StartFailed."""
         # the lock goes with the children: nobody else may work on the folder while one of them lives
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "server.processes", stdin=PIPE, stdout=PIPE, pass_fds=(self._lock,),
+            sys.executable, "-m", "server.child", stdin=PIPE, stdout=PIPE, pass_fds=(self._lock,),
             cwd=Path(__file__).parents[1], start_new_session=True)
         self._children[part] = child
         assert child.stdin is not None and child.stdout is not None, "both are pipes"
@@ -155,33 +152,3 @@ class _Supervisor:
             except TimeoutError:
                 child.kill()
                 await child.wait()
-
-
-async def _child(asked: dict[str, Any]) -> None:  # the parent's JSON
-    settings = restored(asked["settings"], Path(asked["base"]), http_port=asked["http_port"])
-    kinds = frozenset(Kind(kind) for kind in asked["kinds"])
-    stop = stop_signal()
-    try:
-        async with (open_services(settings) as (services, tasks),
-                    working(services, tasks, kinds, shares_port=True) as (_http_port, dicom_port)):
-            print(json.dumps({"dicom_port": dicom_port}), flush=True)  # noqa: T201 - the parent reads it
-            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _orphaned)
-            await stop.wait()
-            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-    except StartFailed as error:
-        print(json.dumps({"failed": str(error)}), flush=True)  # noqa: T201 - the parent reads it
-
-
-def _orphaned() -> None:
-    """The parent is gone: whoever starts the server again must find nobody at work."""
-    os._exit(1)
-
-
-def main() -> None:
-    """A child: asked by one line of JSON on stdin."""
-    log_to_stderr()
-    uvloop.run(_child(json.loads(sys.stdin.readline())))
-
-
-if __name__ == "__main__":
-    main()
