@@ -121,7 +121,7 @@ class Authenticator:
         known = self._known.get(token_id)
         if known is not None and moment - known[0] < KNOWN_S:
             return known[1]
-        record = await self._store.read(lambda tx: tokens.find(tx, token_id))
+        record = self._store.glance(lambda tx: tokens.find(tx, token_id))
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
         if record is not None:

@@ -23,6 +23,10 @@ class Store:
         """See Database.read."""
         return await self.database.read(unit)
 
+    def glance(self, unit: Callable[[Connection], T]) -> T:
+        """See Database.glance."""
+        return self.database.glance(unit)
+
     async def write(self, unit: Callable[[Connection], T]) -> T:
         """See Database.write."""
         return await self.database.write(unit)

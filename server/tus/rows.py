@@ -37,7 +37,7 @@ class UploadRows:
             present = uploads.get(tx, upload.upload_id)
             return Seen(present, self._policy.standing(tx, present))
 
-        return await self._store.read(unit)
+        return self._store.glance(unit)
 
     def progress(
         self, upload: UploadRecord, durable: int, entry: AuditEntry | None = None

@@ -69,7 +69,7 @@ class Uploads:
             self._policy.authorize(tx, upload, who, reading=reading)
             return Seen(upload, self._policy.standing(tx, upload))
 
-        return alive(await self._store.read(unit)).upload
+        return alive(self._store.glance(unit)).upload
 
     async def parts_of(self, upload: UploadRecord) -> list[UploadRecord]:
         """The parts of a final upload, in order."""

@@ -25,6 +25,10 @@ class Database(Protocol):
         """Run `unit` on a consistent snapshot; it must not write."""
         ...
 
+    def glance(self, unit: Callable[[Connection], T]) -> T:
+        """Like `read`, at once in the caller's own thread: for a few rows by their keys, on the event loop."""
+        ...
+
     async def close(self) -> None:
         """Finish what was begun, then let go of every resource."""
         ...

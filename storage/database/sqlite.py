@@ -125,6 +125,10 @@ class SqliteDatabase:
         """Run `unit` on a snapshot; a write in it is refused by SQLite."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, unit)
 
+    def glance(self, unit: Callable[[Connection], T]) -> T:
+        """Run `unit` here: three rows by key cost 60 µs, the way to a thread and back costs 150 µs."""
+        return self._read(unit)
+
     def _read(self, unit: Callable[[Connection], T]) -> T:
         connection: Connection | None = getattr(self._reading, "connection", None)
         if connection is None:

@@ -42,6 +42,15 @@ async def test_a_reader_cannot_write(store: Store) -> None:
         await store.read(lambda tx: audit.append(tx, entry()))
 
 
+async def test_a_glance_sees_what_was_committed_and_cannot_write(store: Store) -> None:
+    await store.write(lambda tx: audit.append(tx, entry("seen")))
+    assert store.glance(lambda tx: [row["action"] for row in audit.after(tx, 0, 10)]) == ["seen"]
+    with pytest.raises(StorageError):
+        store.glance(lambda tx: audit.append(tx, entry()))
+    await store.write(lambda tx: audit.append(tx, entry("later")))
+    assert store.glance(audit.verify).rows == 2, "the refused one holds no snapshot"
+
+
 async def test_two_processes_share_one_chain(store: Store, tmp_path: Path) -> None:
     other = open_store(tmp_path / "p.db", tmp_path / "blobs")
     try:
