@@ -53,6 +53,11 @@ class Standing:
         return self.session.checksum_sha256 if self.session else None
 
     @property
+    def waits(self) -> bool:
+        """Whether its session waits for bytes that were not sent yet, or are to be sent again."""
+        return self.session is not None and self.session.status in (Status.QUEUED, Status.METADATA_UPLOADED)
+
+    @property
     def file_size(self) -> int | None:
         """Its size in bytes, None while that is not known."""
         return self.session.file_size if self.session else None
@@ -85,6 +90,13 @@ class UploadPolicy(Protocol):
 
     def standing(self, tx: Connection, upload: UploadRecord) -> Standing:
         """How the upload stands."""
+        ...
+
+    def taken_up(self, tx: Connection, upload: UploadRecord, peer: str | None) -> Standing:
+        """Bytes come for an open upload: a session that waits for them, as after a retry, goes on. How it stands then.
+
+        Conflict when somebody else moved the session.
+        """
         ...
 
     def sized(self, tx: Connection, upload: UploadRecord, length_bytes: int) -> None:

@@ -162,6 +162,19 @@ def retry(tx: Connection, record: SessionRecord, who: Principal, peer: str | Non
         retry_count=record.retry_count + 1, error_code=None, error_message=None)
 
 
+def take_up(tx: Connection, record: SessionRecord, actor: str, peer: str | None) -> SessionRecord:
+    """On to BINARY_UPLOADING, where bytes are taken. RequestError as `hand_out`."""
+    if record.status is Status.QUEUED:
+        if record.metadata is None:
+            raise RequestError("metadata_required", "send upload_metadata/ first", session_id=record.session_id)
+        record = take_metadata(tx, record, actor, record.metadata, peer)
+    if record.status is Status.METADATA_UPLOADED:
+        record = move(tx, record, Status.BINARY_UPLOADING, actor, peer=peer)
+    if record.status is not Status.BINARY_UPLOADING:
+        machine.check(record.status, Status.BINARY_UPLOADING)
+    return record
+
+
 def hand_out(
     tx: Connection, record: SessionRecord, who: Principal, spare: UploadRecord, part_ids: tuple[str, ...],
     peer: str | None,
@@ -170,14 +183,7 @@ def hand_out(
 
     RequestError `metadata_required` from QUEUED without metadata; `invalid_transition` where no bytes are wanted.
     """
-    if record.status is Status.QUEUED:
-        if record.metadata is None:
-            raise RequestError("metadata_required", "send upload_metadata/ first", session_id=record.session_id)
-        record = take_metadata(tx, record, who.name, record.metadata, peer)
-    if record.status is Status.METADATA_UPLOADED:
-        record = move(tx, record, Status.BINARY_UPLOADING, who.name, peer=peer)
-    if record.status is not Status.BINARY_UPLOADING:
-        machine.check(record.status, Status.BINARY_UPLOADING)
+    record = take_up(tx, record, who.name, peer)
     live = uploads.live(tx, record.session_id)
     if live is not None:
         return Handed(record, live, new=False)

@@ -182,6 +182,13 @@ class Intake:
                                    session_id=record.session_id, error_code=record.error_code)
         return Standing(refusal, record)
 
+    def taken_up(self, tx: Connection, upload: UploadRecord, peer: str | None) -> Standing:
+        """A retry keeps the upload's URL (contract §7), so its next bytes may come without another word."""
+        standing = self.standing(tx, upload)
+        if standing.refusal is not None or standing.session is None or not standing.waits:
+            return standing
+        return Standing(None, creation.take_up(tx, standing.session, upload.principal, peer))
+
     def sized(self, tx: Connection, upload: UploadRecord, length_bytes: int) -> None:
         """The upload's length, and the file's unless the wire carries another representation of it."""
         if length_bytes > self._settings.max_size_bytes:

@@ -10,7 +10,7 @@ from server.admission import Standing, UploadPolicy
 from server.errors import AppError, RequestError, SessionFailure
 from storage import audit, uploads
 from storage.blobs.base import boot_id
-from storage.records import AuditEntry, UploadRecord, now, timestamp
+from storage.records import AuditEntry, UploadRecord, UploadState, now, timestamp
 from storage.store import Store
 
 
@@ -38,6 +38,14 @@ class UploadRows:
             return Seen(present, self._policy.standing(tx, present))
 
         return self._store.glance(unit)
+
+    async def begin(self, upload: UploadRecord, peer: str | None) -> Seen:
+        """Like `look`, for one who holds the lock and brings bytes, or finishes. RequestError `gone`."""
+        seen = alive(await self.look(upload))
+        if seen.upload.state is not UploadState.OPEN or not seen.standing.waits:
+            return seen
+        standing = await self._store.write(lambda tx: self._policy.taken_up(tx, seen.upload, peer))
+        return alive(replace(seen, standing=standing))
 
     def progress(
         self, upload: UploadRecord, durable: int, entry: AuditEntry | None = None

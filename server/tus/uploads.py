@@ -136,7 +136,7 @@ class Uploads:
         if not is_open:
             return await self._finished_again(await self._rows.look(upload), body, terms)
         async with self._locks.take(upload.upload_id, body.stop):
-            seen = alive(await self._rows.look(upload))
+            seen = await self._rows.begin(upload, terms.peer)
             stored = await self.offset(seen.upload)
             _check_offset(offset, stored)
             if seen.upload.state is UploadState.FINISHED:
@@ -243,7 +243,7 @@ class Uploads:
         if upload.state is UploadState.FINISHED:
             return await self._finisher.verdict(await self._rows.look(upload), peer)
         async with self._locks.take(upload_id, stop=_nobody):
-            seen = alive(await self._rows.look(upload))
+            seen = await self._rows.begin(upload, peer)
             if seen.upload.state is UploadState.FINISHED:
                 return await self._finisher.verdict(seen, peer)
             if seen.upload.is_final:

@@ -15,6 +15,7 @@ from server.errors import RequestError, SessionFailure
 from server.orders.service import name_order
 from server.pacs.ingest import Ingester
 from server.pacs.render import Renderer
+from server.sessions import creation
 from server.sessions.completion import Completion
 from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.receipts import open_signer
@@ -158,6 +159,21 @@ async def test_a_failure_ends_the_upload_where_its_bytes_are_worthless(
     assert refusal is not None and (refusal.code, refusal.members["error_code"]) == ("gone", code)
     retried = await policy.admit(new(**declared()), WHO)  # a creation for it performs the retry
     assert (retried.upload.upload_id == upload.upload_id) is (state is UploadState.OPEN)
+
+
+async def test_bytes_after_a_retry_take_the_session_up_again(store: Store, policy: UploadPolicy) -> None:
+    upload = (await policy.admit(new(**declared()), WHO)).upload
+    await policy.failed(upload, SessionFailure("STORAGE_FULL"))
+    refused = await store.write(lambda tx: policy.taken_up(tx, upload, None))
+    assert refused.refusal is not None and await status(store, upload) is Status.FAILED
+    assert upload.session_id is not None
+    session_id = upload.session_id
+    await store.write(lambda tx: creation.retry(tx, creation.see(tx, session_id, WHO), WHO, None))
+    assert (await standing(store, policy, upload)).waits
+    for _ in range(2):
+        taken = await store.write(lambda tx: policy.taken_up(tx, upload, None))
+        assert taken.refusal is None and not taken.waits
+        assert await status(store, upload) is Status.BINARY_UPLOADING
 
 
 async def test_termination_aborts_an_unfinished_session(store: Store, policy: UploadPolicy) -> None:

@@ -46,10 +46,11 @@ class SessionWalk(RuleBasedStateMachine):
         answer = patch(self.server, self.url, part, offset)
         if self.status == "FAILED":
             assert answer.status_code == 410
-        elif self.status != "BINARY_UPLOADING" or wrong:
+        elif wrong or self.status not in ("QUEUED", "BINARY_UPLOADING"):
             assert answer.status_code in (204, 409, 413)
         else:
             assert answer.status_code == 204
+            self.status = "BINARY_UPLOADING"  # after a retry the kept URL is enough: no other word is needed
             self.held += len(part)
             if self.held == len(self.content):
                 self.status = "SYNCED"
