@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from storage.database.base import learned
 from storage.database.prepared import Prepared, inserting
 from storage.records import AuditEntry, AuditPosition, timestamp
 from storage.tables import audit
@@ -18,28 +19,30 @@ _HEAD = Prepared(select(audit.c.seq, audit.c.row_hash).order_by(audit.c.seq.desc
 _APPEND = inserting(audit)
 
 
+_HASHED = ("seq", "site", "at", "action", "actor", "subject", "peer", "outcome", "detail", "previous_hash")
+_HEAD_KEY = "audit head"
+# made once: json.dumps() makes an encoder for every call that wants other than the defaults
+_canonical = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_sorted = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
 def _hash(values: dict[str, Any]) -> str:
-    canonical = json.dumps(
-        [values[name] for name in
-         ("seq", "site", "at", "action", "actor", "subject", "peer", "outcome", "detail", "previous_hash")],
-        ensure_ascii=False, separators=(",", ":"),
-    )
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical([values[name] for name in _HASHED]).encode()).hexdigest()
 
 
 def append(tx: Connection, entry: AuditEntry) -> AuditPosition:
     """Append `entry` at the end of the chain. The writer lock of `tx` makes `seq` the order of commits."""
-    head = _HEAD.first(tx)
-    seq, previous = (head[0] + 1, head[1]) if head else (1, GENESIS)
+    known = learned(tx)
+    head = known.get(_HEAD_KEY) or _HEAD.first(tx) or (0, GENESIS)
     values: dict[str, Any] = {
-        "seq": seq, "site": entry.site, "at": timestamp(), "action": entry.action, "actor": entry.actor,
-        "subject": entry.subject, "peer": entry.peer, "outcome": entry.outcome,
-        "detail": json.dumps(entry.detail or {}, ensure_ascii=False, sort_keys=True, separators=(",", ":")),
-        "previous_hash": previous,
+        "seq": head[0] + 1, "site": entry.site, "at": timestamp(), "action": entry.action, "actor": entry.actor,
+        "subject": entry.subject, "peer": entry.peer, "outcome": entry.outcome, "detail": _sorted(entry.detail or {}),
+        "previous_hash": head[1],
     }
     values["row_hash"] = _hash(values)
     _APPEND.run(tx, **values)
-    return AuditPosition(seq, values["row_hash"])
+    known[_HEAD_KEY] = values["seq"], values["row_hash"]
+    return AuditPosition(values["seq"], values["row_hash"])
 
 
 def of_subject(tx: Connection, subject: str) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The values that the storage takes and gives: rows as frozen dataclasses, ids as types."""
 
+import os
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -284,6 +286,13 @@ class TokenRecord:
     expires_at: str | None
     revoked_at: str | None
     label: str | None
+
+
+def new_id() -> str:
+    """A UUID of version 7 (RFC 9562 §5.7): ids that are made together lie together in every index."""
+    bits = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
+    text = f"{bits & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def now() -> datetime:

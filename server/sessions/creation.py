@@ -1,6 +1,5 @@
 """Units of work that make sessions: idempotency, dedup (contract §6), retry, and handing out the upload."""
 
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from server.sessions.moves import move, note, take_metadata
 from server.sessions.schema import NewSession, canonical
 from storage import sessions, uploads
 from storage.errors import Refused
-from storage.records import SessionRecord, Status, UploadRecord, timestamp
+from storage.records import SessionRecord, Status, UploadRecord, new_id, timestamp
 
 NameOrder = Callable[[Connection, str, str, str | None], str | None]
 """Names an order: (tx, site, order, visit) → the order's visit; RequestError `order_visit_mismatch`."""
@@ -135,7 +134,7 @@ def _record(
 ) -> SessionRecord:
     moment = timestamp()
     return SessionRecord(
-        session_id=new.session_id or str(uuid.uuid4()), site=who.site, visit_id=visit,
+        session_id=new.session_id or new_id(), site=who.site, visit_id=visit,
         radiology_order_id=new.radiology_order_id.text if new.radiology_order_id else None, status=Status.QUEUED,
         priority=new.priority, file_name=new.file_name, file_size=new.file_size, content_type=new.content_type,
         checksum_sha256=new.checksum_sha256, checksum_source="client" if new.checksum_sha256 else "server",

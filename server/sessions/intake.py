@@ -1,6 +1,5 @@
 """Answers the upload protocols: admits uploads, says who may use them, and what their end means."""
 
-import uuid
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -18,7 +17,7 @@ from server.sessions.schema import CreateSession, NewSession
 from storage import audit, sessions, uploads
 from storage.blobs.base import Measures, Sealed, Span, boot_id, staging
 from storage.errors import NotFound
-from storage.records import AuditEntry, SessionRecord, Status, UploadRecord, UploadState, now, timestamp
+from storage.records import AuditEntry, SessionRecord, Status, UploadRecord, UploadState, new_id, now, timestamp
 from storage.store import Store
 
 
@@ -139,7 +138,7 @@ class Intake:
         if length is None and record is not None and new.content_encoding is None and new.upload_concat is None:
             length = record.file_size
         return UploadRecord(
-            upload_id=str(uuid.uuid4()), site=who.site, session_id=record.session_id if record else None,
+            upload_id=new_id(), site=who.site, session_id=record.session_id if record else None,
             principal=who.name, length_bytes=length, offset_bytes=0, state=UploadState.OPEN, gone_reason=None,
             boot_id=boot_id(), upload_metadata=new.raw_metadata, created_at=timestamp(),
             expires_at=timestamp(now() + self._settings.expires_after), upload_concat=new.upload_concat,

@@ -1,11 +1,23 @@
 """The Database seam: runs units of work. Knows nothing of what a unit does."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 T = TypeVar("T")
+_LEARNED = "learned"
+
+
+def learned(tx: Connection) -> dict[str, Any]:
+    """What units know of this transaction's own rows, so that they need not ask again; gone with the transaction."""
+    known: dict[str, Any] = tx.info.setdefault(_LEARNED, {})
+    return known
+
+
+def forget(tx: Connection) -> None:
+    """A transaction begins, or a part of it was rolled back: nothing is known of it."""
+    tx.info.pop(_LEARNED, None)
 
 
 class Database(Protocol):
@@ -13,7 +25,8 @@ class Database(Protocol):
 
     The caller guarantees that a unit touches nothing but the connection, and may be run again after it
     raised. The database guarantees that `write` returns only once the unit is durable, that a unit which
-    raises leaves no trace and harms no other unit, and that units commit one after another.
+    raises leaves no trace and harms no other unit, and that units commit one after another. It calls `forget`
+    at each begin and rollback.
     Both raise what the unit raises; the database's own refusals come as `storage.errors`.
     """
 

@@ -5,7 +5,7 @@ one on the driver's connection costs about 10 µs. On any other database the sta
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Select, Update
@@ -26,25 +26,24 @@ def sqlite_failure(error: sqlite3.Error) -> Exception:
 
 
 class _Compiled:
-    """A statement for one dialect: its text, and how values go in and rows come out."""
+    """A statement for one dialect: its text with named placeholders, and how values go in and rows come out."""
 
     def __init__(self, statement: "Select[Any] | Insert | Update", names: tuple[str, ...], dialect: Dialect) -> None:
         columns = list(names) if names else None
-        compiled = statement.compile(dialect=dialect, column_keys=columns)
+        # named, so that the driver takes the values as they are given, in no order
+        compiled = statement.compile(dialect=type(dialect)(paramstyle="named"), column_keys=columns)
         self.text = str(compiled)
-        self.names: list[str] = list(getattr(compiled, "positiontup", None) or [])
         self.constants = {name: value for name, value in compiled.params.items() if value is not None}
-        self.encoders = {name: encoder for name in self.names if (encoder := _encoder(compiled.binds[name], dialect))}
+        self.encoders = [(name, encoder) for name, bind in compiled.binds.items() if (encoder := _encoder(bind, dialect))]
         selected = list(statement.selected_columns) if isinstance(statement, Select) else []
         decoders = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in selected]
         self.decoders = [(place, decoder) for place, decoder in enumerate(decoders) if decoder is not None]
 
-    def arguments(self, values: dict[str, Any]) -> list[Any]:  # a column's values
-        """`values` in the order of the text's placeholders."""
-        given = {**self.constants, **values}
-        for name, encoder in self.encoders.items():
-            given[name] = encoder(given[name])
-        return [given[name] for name in self.names]
+    def arguments(self, values: dict[str, Any]) -> dict[str, Any]:  # a column's values
+        """`values` as the driver takes them; the dictionary is the caller's to give away."""
+        for name, encoder in self.encoders:
+            values[name] = encoder(values[name])
+        return {**self.constants, **values} if self.constants else values
 
     def decoded(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         """A row with its columns' types."""
@@ -80,18 +79,23 @@ class Prepared:
         except sqlite3.Error as error:
             raise sqlite_failure(error) from error
 
-    def rows(self, tx: Connection, **values: Any) -> Iterator[tuple[Any, ...]]:
+    def rows(self, tx: Connection, **values: Any) -> list[tuple[Any, ...]]:
         """The rows of a select."""
         if tx.dialect.name != "sqlite":
-            yield from (tuple(row) for row in tx.execute(self._statement, values))
-            return
+            return [tuple(row) for row in tx.execute(self._statement, values)]
         compiled, cursor = self._cursor(tx, values)
-        for row in cursor.fetchall():
-            yield compiled.decoded(row)
+        return [compiled.decoded(row) for row in cursor.fetchall()]
 
     def first(self, tx: Connection, **values: Any) -> tuple[Any, ...] | None:
         """The first row of a select."""
-        return next(self.rows(tx, **values), None)
+        if tx.dialect.name != "sqlite":
+            return next(iter(self.rows(tx, **values)), None)
+        compiled, cursor = self._cursor(tx, values)
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        cursor.close()  # a statement that is not at its end would hold its snapshot
+        return compiled.decoded(row)
 
     def run(self, tx: Connection, **values: Any) -> int:
         """Execute an insert or update: how many rows changed."""

@@ -1,8 +1,9 @@
 """SQLite in WAL: one writer thread that commits in groups, and a few reader threads.
 
-Facts: one commit of a group costs one fsync whatever its size, so waiting 2 ms for company multiplies the
-throughput; with several processes SQLite's own busy handler starves writers for seconds, a lock file taken
-first does not. Each unit has its SAVEPOINT: a Conflict undoes one unit, not the group.
+Facts: one commit of a group costs one fsync whatever its size, and while one group is on its way to the medium
+the next one gathers by itself; waiting for company on top of that only costs time. With several processes
+SQLite's own busy handler starves writers for seconds, a lock file taken first does not. Each unit has its
+SAVEPOINT: a Conflict undoes one unit, not the group. Waking the loop is dear: once for a group, not for each unit.
 """
 
 import asyncio
@@ -11,9 +12,8 @@ import os
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,16 +22,19 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from storage.database.base import forget
 from storage.database.prepared import sqlite_failure
 from storage.errors import StorageError, StorageIO
 
 T = TypeVar("T")
 GROUP_UNITS = 256
-GROUP_WAIT_S = 0.002
 QUEUE_UNITS = 10_000
 LOCK_WAIT_S = 30.0
 READERS = 4
-DURABLE = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF")
+CHECKPOINT_PAGES = 8192
+"""How long the log grows, 32 MiB, before its pages go to their places: a page that changes often goes there once."""
+DURABLE = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF",
+           f"wal_autocheckpoint={CHECKPOINT_PAGES}")
 READING = ("query_only=ON", "trusted_schema=OFF")
 
 
@@ -89,13 +92,25 @@ def writer_lock(path: Path) -> Iterator[None]:
 
 
 class _Unit:
-    """A unit of work on its way through the writer."""
+    """A unit of work on its way through the writer: its outcome goes to `future` in the loop that waits for it."""
 
-    __slots__ = ("future", "run")
+    __slots__ = ("failure", "future", "loop", "result", "run")
 
     def __init__(self, run: Callable[[Connection], Any]) -> None:  # the result type is the caller's
         self.run = run
-        self.future: Future[Any] = Future()
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.result: Any = None
+        self.failure: Exception | None = None
+
+    def tell(self) -> None:
+        """Hand the outcome over; in the loop."""
+        if self.future.done():
+            return  # whoever waited has gone
+        if self.failure is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.failure)
 
 
 class SqliteDatabase:
@@ -103,7 +118,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._units: queue.Queue[_Unit | None] = queue.Queue(QUEUE_UNITS)
+        self._units: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._writer = _connect(path, read_only=False)
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._reading = threading.local()
@@ -113,12 +128,11 @@ class SqliteDatabase:
 
     async def write(self, unit: Callable[[Connection], T]) -> T:
         """Run `unit` in the next group; returns once the group's commit is on the medium."""
+        if self._units.qsize() >= QUEUE_UNITS:
+            raise StorageIO("the database's writer has fallen behind")
         waiting = _Unit(unit)
-        try:
-            self._units.put_nowait(waiting)
-        except queue.Full:
-            raise StorageIO("the database's writer has fallen behind") from None
-        result: T = await asyncio.wrap_future(waiting.future)
+        self._units.put(waiting)
+        result: T = await waiting.future
         return result
 
     async def read(self, unit: Callable[[Connection], T]) -> T:
@@ -147,7 +161,7 @@ class SqliteDatabase:
     async def close(self) -> None:
         """Commit what is queued, then close every connection."""
         if self._thread.is_alive():
-            await asyncio.to_thread(self._units.put, None)
+            self._units.put(None)
             await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._readers.shutdown)
         for connection in (self._writer, *self._opened):
@@ -163,29 +177,25 @@ class SqliteDatabase:
             self._commit(group)
 
     def _gather(self, first: _Unit) -> tuple[list[_Unit], bool]:
-        group, deadline = [first], time.monotonic() + GROUP_WAIT_S
-        while len(group) < GROUP_UNITS:
-            try:
+        """`first` and what came since the last group; whether the writer ends with them."""
+        group = [first]
+        with suppress(queue.Empty):
+            while len(group) < GROUP_UNITS:
                 unit = self._units.get_nowait()
-            except queue.Empty:
-                if len(group) == 1 or time.monotonic() >= deadline:
-                    return group, False  # nobody else waits: one alone is not held back
-                time.sleep(0.0002)
-                continue
-            if unit is None:
-                return group, True
-            group.append(unit)
+                if unit is None:
+                    return group, True
+                group.append(unit)
         return group, False
 
     def _commit(self, group: list[_Unit]) -> None:
-        running = [unit for unit in group if unit.future.set_running_or_notify_cancel()]
-        outcomes: list[tuple[_Unit, Any, Exception | None]] = []  # the result types are the callers'
+        running = [unit for unit in group if not unit.future.cancelled()]
         driver = driver_of(self._writer)
         try:
             with writer_lock(self._path):
+                forget(self._writer)
                 driver.execute("BEGIN IMMEDIATE")
                 for unit in running:
-                    outcomes.append((unit, *self._run_unit(driver, unit)))
+                    self._run_unit(driver, unit)
                 driver.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - the commit failed: nothing of the group is durable
             with suppress(sqlite3.Error):
@@ -193,21 +203,23 @@ class SqliteDatabase:
             reason = translate(error)
             if not isinstance(reason, StorageError):
                 reason = StorageIO(str(error))
-            failed = {id(unit): failure for unit, _, failure in outcomes}
-            outcomes = [(unit, None, failed.get(id(unit)) or reason) for unit in running]
-        for unit, result, failure in outcomes:
-            if failure is None:
-                unit.future.set_result(result)
-            else:
-                unit.future.set_exception(failure)
+            for unit in running:
+                unit.failure = unit.failure or reason
+        for loop in {unit.loop for unit in running}:
+            with suppress(RuntimeError):  # a loop that was closed waits for nothing
+                loop.call_soon_threadsafe(_tell, [unit for unit in running if unit.loop is loop])
 
-    def _run_unit(self, driver: sqlite3.Connection, unit: _Unit) -> tuple[Any, Exception | None]:
+    def _run_unit(self, driver: sqlite3.Connection, unit: _Unit) -> None:
         driver.execute("SAVEPOINT unit")
         try:
-            result = unit.run(self._writer)
+            unit.result = unit.run(self._writer)
         except Exception as error:  # noqa: BLE001 - the rim of the writer: each unit gets its own
             driver.execute("ROLLBACK TO unit")
-            driver.execute("RELEASE unit")
-            return None, translate(error)
+            forget(self._writer)
+            unit.failure = translate(error)
         driver.execute("RELEASE unit")
-        return result, None
+
+
+def _tell(units: list[_Unit]) -> None:
+    for unit in units:
+        unit.tell()
