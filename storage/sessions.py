@@ -47,7 +47,12 @@ def add_alias(tx: Connection, site: str, alias_id: str, session_id: str) -> None
 def add_member(tx: Connection, site: str, session_id: str, principal: str) -> None:
     """Let `principal` go on with a session: its maker, and whoever was answered with it."""
     if not is_member(tx, session_id, principal):
-        _ADD_MEMBER.run(tx, session_id=session_id, principal=principal, site=site)
+        add_first_member(tx, site, session_id, principal)
+
+
+def add_first_member(tx: Connection, site: str, session_id: str, principal: str) -> None:
+    """Like `add_member`, for the maker of a session that was made just now."""
+    _ADD_MEMBER.run(tx, session_id=session_id, principal=principal, site=site)
 
 
 def is_member(tx: Connection, session_id: str, principal: str) -> bool:

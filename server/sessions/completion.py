@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
@@ -10,7 +11,7 @@ from server.admission import Unit, Verdict
 from server.errors import SessionFailure
 from server.filing import Files, Inspection, Origin
 from server.sessions import machine, receipts
-from server.sessions.moves import fail, move, note
+from server.sessions.moves import Columns, fail, move, note
 from server.worker import Done, Tasks, Worker, leased
 from storage import jobs, sessions, uploads
 from storage.blobs.base import Sealed
@@ -51,8 +52,7 @@ class Completion:
 
             def at_once(tx: Connection) -> Verdict:
                 first(tx)
-                present = self._finish(tx, upload, sealed, peer)
-                return self._file(tx, present, inspected)
+                return self._file(tx, *self._finish(tx, upload, sealed, peer), inspected)
 
             verdict = await self._store.write(at_once)
             self._on_stored()
@@ -61,7 +61,8 @@ class Completion:
 
             def finish(tx: Connection) -> JobRecord:
                 first(tx)
-                self._finish(tx, upload, sealed, peer)
+                present, columns = self._finish(tx, upload, sealed, peer)
+                sessions.change(tx, present.session_id, present.status, **columns)
                 return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S)
 
             job = await self._store.write(finish)
@@ -93,7 +94,7 @@ class Completion:
         def unit(tx: Connection) -> Verdict:
             jobs.done(tx, job)
             present = sessions.get(tx, upload.site, session_id)
-            return _known_verdict(present) or self._file(tx, present, inspected)
+            return _known_verdict(present) or self._file(tx, present, {}, inspected)
 
         verdict = await self._store.write(unit)
         self._on_stored()
@@ -105,8 +106,13 @@ class Completion:
         except SessionFailure as failure:
             return failure
 
-    def _finish(self, tx: Connection, upload: UploadRecord, sealed: Sealed, peer: str | None) -> SessionRecord:
-        """Facts before action: all bytes are here and durable, whatever becomes of them."""
+    def _finish(
+        self, tx: Connection, upload: UploadRecord, sealed: Sealed, peer: str | None
+    ) -> tuple[SessionRecord, Columns]:
+        """Facts before action: all bytes are here and durable, whatever becomes of them.
+
+        Gives the session as it is with that, and the columns that are still to be written.
+        """
         record = sessions.get(tx, upload.site, session_of(upload))
         if record.status is not Status.BINARY_UPLOADING:
             raise Conflict("the session moved on")
@@ -114,28 +120,31 @@ class Completion:
         uploads.finish(tx, upload.upload_id, sealed.sha256)
         position = note(tx, record, "upload.finished", upload.principal, peer,
                         upload_id=upload.upload_id, size=sealed.size_bytes, sha256=sealed.sha256)
-        columns: dict[str, str | int] = {} if record.checksum_sha256 else {"checksum_sha256": sealed.sha256}
+        columns: Columns = {"binary_uploaded_at": timestamp(), "blob_sha256": sealed.sha256, "seq": position.seq}
+        if record.checksum_sha256 is None:
+            columns["checksum_sha256"] = sealed.sha256
         if record.file_size is None:
             columns["file_size"] = sealed.size_bytes
-        sessions.change(tx, record.session_id, record.status, binary_uploaded_at=timestamp(),
-                        blob_sha256=sealed.sha256, seq=position.seq, **columns)
-        return sessions.get(tx, upload.site, record.session_id)
+        return replace(record, **columns), columns
 
-    def _file(self, tx: Connection, record: SessionRecord, inspected: Inspection | SessionFailure) -> Verdict:
-        """Rows of the PACS, SYNCED, receipt, audit: one transaction, or FAILED with the reason."""
+    def _file(
+        self, tx: Connection, record: SessionRecord, columns: Columns, inspected: Inspection | SessionFailure
+    ) -> Verdict:
+        """Rows of the PACS, SYNCED, receipt, audit, and `columns` of the session; or FAILED with the reason."""
         if isinstance(inspected, SessionFailure):
-            fail(tx, record, inspected, "server")
+            fail(tx, record, inspected, "server", **columns)
             return Verdict(Status.FAILED, inspected)
         filed = self._files.file(tx, inspected, _origin(record))
         if filed.failure is not None or filed.image is None:
             failure = filed.failure or SessionFailure("INTERNAL")
-            fail(tx, record, failure, "server")
+            fail(tx, record, failure, "server", **columns)
             return Verdict(Status.FAILED, failure)
         position = note(tx, record, "session.stored", "server", image_id=filed.image.id, sha256=inspected.sha256,
                         deduplicated=filed.deduplicated)
         claims = receipts.session_claims(record, filed.image, inspected, position)
-        move(tx, record, Status.SYNCED, "server", server_image_id=filed.image.id, synced_at=timestamp(),
-             receipt=self._signer.sign(claims), duplicate_of=_twin(tx, record))
+        stored = {"server_image_id": filed.image.id, "synced_at": timestamp(), "receipt": self._signer.sign(claims),
+                  "duplicate_of": _twin(tx, record)}
+        move(tx, record, Status.SYNCED, "server", **(columns | stored))
         return Verdict(Status.SYNCED)
 
 

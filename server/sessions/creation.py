@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from server.auth import Principal, Role
 from server.errors import RequestError
 from server.sessions import machine
-from server.sessions.moves import move, note, take_metadata
+from server.sessions.moves import move, move_on, note, taking_bytes, walk
 from server.sessions.schema import NewSession, canonical
 from storage import sessions, uploads
 from storage.errors import Refused
@@ -54,8 +54,14 @@ def see(tx: Connection, session_id: str, who: Principal) -> SessionRecord:
     return record
 
 
-def create(tx: Connection, new: NewSession, who: Principal, name_order: NameOrder, peer: str | None) -> Created:
-    """Make a session, or find the one that the same creation made, or its duplicate (contract §6)."""
+def create(
+    tx: Connection, new: NewSession, who: Principal, name_order: NameOrder, peer: str | None, *,
+    for_bytes: bool = False,
+) -> Created:
+    """Make a session, or find the one that the same creation made, or its duplicate (contract §6).
+
+    `for_bytes`: a new one goes on to BINARY_UPLOADING at once.
+    """
     visit = _visit(tx, new, who, name_order)
     known = sessions.find(tx, who.site, new.session_id) if new.session_id else None
     if known is not None:
@@ -74,11 +80,13 @@ def create(tx: Connection, new: NewSession, who: Principal, name_order: NameOrde
     record = _record(new, visit, who, key, holder.session_id if holder else None)
     position = note(tx, record, "session.created", who.name, peer, supersedes=record.supersedes)
     record = replace(record, seq=position.seq)
+    if for_bytes:
+        record, _ = walk(tx, record, taking_bytes(record), who.name, peer)
     try:
         sessions.add(tx, record)
     except Refused as error:  # the id exists in another site, which must not be told apart
         raise RequestError("session_conflict", "this session_id is taken", fields=["session_id"]) from error
-    sessions.add_member(tx, who.site, record.session_id, who.name)
+    sessions.add_first_member(tx, who.site, record.session_id, who.name)
     return Created(record, new=True)
 
 
@@ -162,32 +170,28 @@ def retry(tx: Connection, record: SessionRecord, who: Principal, peer: str | Non
 
 
 def take_up(tx: Connection, record: SessionRecord, actor: str, peer: str | None) -> SessionRecord:
-    """On to BINARY_UPLOADING, where bytes are taken. RequestError as `hand_out`."""
-    if record.status is Status.QUEUED:
-        if record.metadata is None:
-            raise RequestError("metadata_required", "send upload_metadata/ first", session_id=record.session_id)
-        record = take_metadata(tx, record, actor, record.metadata, peer)
-    if record.status is Status.METADATA_UPLOADED:
-        record = move(tx, record, Status.BINARY_UPLOADING, actor, peer=peer)
-    if record.status is not Status.BINARY_UPLOADING:
-        machine.check(record.status, Status.BINARY_UPLOADING)
-    return record
+    """On to BINARY_UPLOADING, where bytes are taken. RequestError as `taking_bytes`."""
+    steps = taking_bytes(record)
+    return move_on(tx, record, steps, actor, peer) if steps else record
 
 
 def hand_out(
     tx: Connection, record: SessionRecord, who: Principal, spare: UploadRecord, part_ids: tuple[str, ...],
     peer: str | None,
 ) -> Handed:
-    """Give the session's live upload, or make `spare` its upload, which for a final one has parts.
-
-    RequestError `metadata_required` from QUEUED without metadata; `invalid_transition` where no bytes are wanted.
-    """
+    """Give the session's live upload, or make `spare` its upload. RequestError as `taking_bytes`."""
     record = take_up(tx, record, who.name, peer)
     live = uploads.live(tx, record.session_id)
-    if live is not None:
-        return Handed(record, live, new=False)
-    uploads.add(tx, spare)
+    return Handed(record, live, new=False) if live is not None else attach(tx, record, who, spare, part_ids, peer)
+
+
+def attach(
+    tx: Connection, record: SessionRecord, who: Principal, upload: UploadRecord, part_ids: tuple[str, ...],
+    peer: str | None,
+) -> Handed:
+    """Make `upload` that of a session which has none; a final one has parts."""
+    uploads.add(tx, upload)
     if part_ids:
-        uploads.add_parts(tx, record.site, spare.upload_id, part_ids)
-    note(tx, record, "upload.created", who.name, peer, upload_id=spare.upload_id, offset=spare.offset_bytes)
-    return Handed(record, spare, new=True)
+        uploads.add_parts(tx, record.site, upload.upload_id, part_ids)
+    note(tx, record, "upload.created", who.name, peer, upload_id=upload.upload_id, offset=upload.offset_bytes)
+    return Handed(record, upload, new=True)

@@ -55,7 +55,10 @@ class Intake:
         wanted = _new_session(new, values)
 
         def unit(tx: Connection) -> creation.Handed | SessionRecord:
-            record = self._session_of(tx, new, values.get("session_id"), wanted, who)
+            record, made = self._session_of(tx, new, values.get("session_id"), wanted, who)
+            if made:
+                self._check_quota(tx, who)
+                return creation.attach(tx, record, who, self._spare(record, new, who), new.part_ids, new.peer)
             if record.status in machine.STORED and (upload := uploads.live(tx, record.session_id)) is not None:
                 return creation.Handed(record, upload, new=False)
             if record.retry_count:
@@ -94,13 +97,14 @@ class Intake:
 
     def _session_of(
         self, tx: Connection, new: NewUpload, session_id: str | None, wanted: NewSession, who: Principal
-    ) -> SessionRecord:
+    ) -> tuple[SessionRecord, bool]:
+        """The session, and whether it was made now."""
         if session_id and sessions.find(tx, who.site, session_id) is not None:
-            return self._existing(tx, new, session_id, who)
-        created = creation.create(tx, wanted, who, self._name_order, new.peer)
+            return self._existing(tx, new, session_id, who), False
+        created = creation.create(tx, wanted, who, self._name_order, new.peer, for_bytes=True)
         if created.hint == "retry":
-            return creation.retry(tx, created.session, who, new.peer)
-        return created.session
+            return creation.retry(tx, created.session, who, new.peer), False
+        return created.session, created.new
 
     def _existing(self, tx: Connection, new: NewUpload, session_id: str, who: Principal) -> SessionRecord:
         record = creation.see(tx, session_id, who)

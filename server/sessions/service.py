@@ -15,7 +15,7 @@ from server.errors import RequestError, SessionFailure
 from server.identifiers import OutsideId, parse_id
 from server.sessions import creation, machine
 from server.sessions.intake import Intake
-from server.sessions.moves import fail, move, note, take_metadata
+from server.sessions.moves import fail, move, move_on, note, taking_metadata
 from server.sessions.readback import Readback
 from server.sessions.schema import (
     Acknowledge,
@@ -94,7 +94,8 @@ class SessionService:
                 raise RequestError("metadata_immutable", session_id=record.session_id)
             if record.metadata_uploaded_at is not None and record.status not in (Status.FAILED, Status.QUEUED):
                 return record, True
-            return take_metadata(tx, record, caller.who.name, metadata or {}, caller.peer), False
+            steps = taking_metadata(record, metadata or {})
+            return move_on(tx, record, steps, caller.who.name, caller.peer), False
 
         return await self._refusals_audited(session_id, caller, unit)
 

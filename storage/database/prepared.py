@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Select, Update
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import Dialect
 
 from storage.errors import NoSpace, Refused, StorageIO
@@ -26,15 +27,16 @@ def sqlite_failure(error: sqlite3.Error) -> Exception:
 
 
 class _Compiled:
-    """A statement for one dialect: its text with named placeholders, and how values go in and rows come out."""
+    """A statement for SQLite: its text with named placeholders, and how values go in and rows come out."""
 
     def __init__(self, statement: "Select[Any] | Insert | Update", names: tuple[str, ...], dialect: Dialect) -> None:
         columns = list(names) if names else None
         # named, so that the driver takes the values as they are given, in no order
-        compiled = statement.compile(dialect=type(dialect)(paramstyle="named"), column_keys=columns)
+        compiled = statement.compile(dialect=SQLiteDialect_pysqlite(paramstyle="named"), column_keys=columns)
         self.text = str(compiled)
         self.constants = {name: value for name, value in compiled.params.items() if value is not None}
-        self.encoders = [(name, encoder) for name, bind in compiled.binds.items() if (encoder := _encoder(bind, dialect))]
+        binds = compiled.binds.items()
+        self.encoders = [(name, encoder) for name, bind in binds if (encoder := _encoder(bind, dialect))]
         selected = list(statement.selected_columns) if isinstance(statement, Select) else []
         decoders = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in selected]
         self.decoders = [(place, decoder) for place, decoder in enumerate(decoders) if decoder is not None]
@@ -66,12 +68,12 @@ class Prepared:
     def __init__(self, statement: "Select[Any] | Insert | Update", names: tuple[str, ...] = ()) -> None:
         self._statement = statement
         self._names = names
-        self._compiled: dict[str, _Compiled] = {}
+        self._compiled: _Compiled | None = None
 
     def _cursor(self, tx: Connection, values: dict[str, Any]) -> tuple[_Compiled, sqlite3.Cursor]:
-        compiled = self._compiled.get(tx.dialect.name)
+        compiled = self._compiled
         if compiled is None:
-            compiled = self._compiled[tx.dialect.name] = _Compiled(self._statement, self._names, tx.dialect)
+            compiled = self._compiled = _Compiled(self._statement, self._names, tx.dialect)
         driver = tx.connection.dbapi_connection
         assert isinstance(driver, sqlite3.Connection), "the one dialect that is prepared"
         try:
