@@ -26,7 +26,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 
 tests/clients/js/node_modules/.done: tests/clients/js/package-lock.json
 	@if command -v npm >/dev/null; then cd tests/clients/js && npm ci --silent && touch node_modules/.done; \
-	else echo "npm is missing: tests with tus-js-client are skipped"; fi
+	else echo "npm is missing: tests with tus-js-client and Uppy are skipped"; fi
 
 .PHONY: install dev
 install: $(VENV)/.run ## Build .venv with the packhorse command
@@ -38,10 +38,14 @@ run: install ## Start the server on this machine (ARGS="--config my.toml")
 
 .PHONY: setup-peers
 setup-peers: ## Install the programs that tests talk to (the only word that touches the system)
-	@if command -v storescu >/dev/null && command -v storescp >/dev/null && command -v echoscu >/dev/null; then :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq dcmtk >/dev/null; \
-	else echo "DCMTK is missing: install your system's package dcmtk; tests that need it are skipped"; fi
+	@missing=""; \
+	command -v storescu >/dev/null && command -v storescp >/dev/null && command -v echoscu >/dev/null || missing="dcmtk"; \
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || missing="$$missing chromium chromium-driver"; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq; \
+	  for name in $$missing; do DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$name >/dev/null || \
+	    echo "$$name cannot be installed; tests that need it are skipped"; done; \
+	elif [ -n "$$missing" ]; then \
+	  echo "Missing here: $$missing. Install these packages of your system; tests that need them are skipped"; fi
 
 .PHONY: test test-fast
 test: dev setup-peers ## Every test, with real peers

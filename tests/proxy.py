@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts connections at chosen bytes, and counts what it delivered to the server."""
+"""A TCP proxy that cuts or silences connections at chosen bytes, and counts what it delivered to the server."""
 
 import random
 import socket
@@ -10,13 +10,17 @@ from contextlib import suppress
 class CuttingProxy:
     """Forwards to `port`; each of the first connections with a body is cut after its own number of bytes.
 
-    `delivered` lists, per connection, the bytes that were handed to the server's socket.
+    `delivered` lists, per connection, the bytes that were handed to the server's socket. A `silent` line stays open
+    instead of being cut: what the client goes on to send is lost, until it is the client that leaves.
     """
 
-    def __init__(self, port: int, cuts: list[int], *, reset: random.Random | None = None, listen: int = 0) -> None:
+    def __init__(
+        self, port: int, cuts: list[int], *, reset: random.Random | None = None, listen: int = 0, silent: bool = False
+    ) -> None:
         self._port = port
         self._cuts = list(cuts)
         self._reset = reset
+        self._silent = silent
         self._listener = socket.create_server(("127.0.0.1", listen))
         self.port = int(self._listener.getsockname()[1])
         self.delivered: list[int] = []
@@ -50,6 +54,8 @@ class CuttingProxy:
                     self.cut_count += 1
                     upstream.sendall(chunk[: max(0, limit - sent)])
                     self.delivered.append(max(sent, limit))
+                    while self._silent and client.recv(65536):
+                        pass
                     break
                 upstream.sendall(chunk)
                 sent += len(chunk)

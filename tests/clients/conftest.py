@@ -14,20 +14,27 @@ from tests.support import free_port
 class BadLine:
     """The server, and a new bad line to it for each test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, http: str = "") -> None:
         self.port = free_port()
-        self.server = Server(folder, http=f'public_url = "http://127.0.0.1:{self.port}"\n').start()
+        self.server = Server(folder, http=f'public_url = "http://127.0.0.1:{self.port}"\n{http}').start()
         self.url = f"http://127.0.0.1:{self.port}"
         self.proxy: CuttingProxy | None = None
 
-    def cut(self, count: int) -> None:
+    def cut(self, count: int, at: range = range(50_000, 250_000)) -> None:
         """From now on the first `count` connections are cut, by FIN or RST, at bytes that a printed seed chose."""
         seed = random.randrange(2**32)
         print(f"seed {seed}")
         dice = random.Random(seed)
-        cuts = [dice.randrange(50_000, 250_000) for _ in range(count)]
-        upstream = int(self.server.url.rsplit(":", 1)[1])
-        self.proxy = CuttingProxy(upstream, cuts, reset=dice, listen=self.port)
+        cuts = [dice.choice(at) for _ in range(count)]
+        self.proxy = CuttingProxy(self._upstream, cuts, reset=dice, listen=self.port)
+
+    def hush(self, after: int) -> None:
+        """From now on the first connection that brings more than `after` bytes stays open, and brings no more."""
+        self.proxy = CuttingProxy(self._upstream, [after], listen=self.port, silent=True)
+
+    @property
+    def _upstream(self) -> int:
+        return int(self.server.url.rsplit(":", 1)[1])
 
     def close(self) -> None:
         """End the line."""
