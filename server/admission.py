@@ -71,6 +71,14 @@ class Verdict:
     failure: SessionFailure | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An upload that was made and finished at once."""
+
+    upload: UploadRecord
+    verdict: Verdict
+
+
 Unit = Callable[[Connection], None]
 
 
@@ -84,8 +92,17 @@ class UploadPolicy(Protocol):
         """Make or find session and upload row, in one transaction. RequestError."""
         ...
 
-    def authorize(self, tx: Connection, upload: UploadRecord, who: Principal, *, reading: bool) -> None:
-        """RequestError `not_found` or `forbidden` unless `who` may read, or write, this upload."""
+    async def admit_whole(
+        self, new: NewUpload, who: Principal, content: bytes, first: Callable[[Connection, UploadRecord], None]
+    ) -> Taken | None:
+        """Make, finish and file an upload whose `content` is all here, in one transaction; `first` runs in it.
+
+        None, nothing done, where that cannot be: `admit` then finds out why. RequestError as `admit`.
+        """
+        ...
+
+    def authorize(self, tx: Connection, upload: UploadRecord, who: Principal, *, reading: bool) -> Standing:
+        """How the upload stands. RequestError `not_found` or `forbidden` unless `who` may read, or write, it."""
         ...
 
     def standing(self, tx: Connection, upload: UploadRecord) -> Standing:

@@ -55,9 +55,11 @@ class Filed:
 class Files(Protocol):
     """Files sealed bytes as Study / Series / Image; idempotent by SOP Instance UID and dataset digest."""
 
-    async def inspect(self, sha256: Sha256, size_bytes: int, origin: Origin) -> Inspection:
+    async def inspect(
+        self, sha256: Sha256, size_bytes: int, origin: Origin, head: bytes | None = None
+    ) -> Inspection:
         """Read the header within bounds. SessionFailure: NOT_DICOM, DICOM_REJECTED, POLICY_REJECTED,
-        INGEST_TIMEOUT, INGEST_CRASH. The blob must be sealed."""
+        INGEST_TIMEOUT, INGEST_CRASH. The blob must be sealed; `head`, where it is at hand, is how it begins."""
         ...
 
     def file(self, tx: Connection, inspection: Inspection, origin: Origin) -> Filed:

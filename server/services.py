@@ -34,6 +34,7 @@ from server.tus.links import Links
 from server.tus.locks import MachineLocks, UploadLocks
 from server.tus.resource import FilesResource
 from server.tus.rufh_handlers import RufhHandlers
+from server.tus.upkeep import Upkeep
 from server.tus.uploads import Uploads
 from server.webhooks.handlers import WebhookHandlers
 from server.webhooks.service import Webhook, Webhooks
@@ -50,6 +51,7 @@ class Services:
     signer: Signer
     authenticator: Authenticator
     uploads: Uploads
+    upkeep: Upkeep
     expiry: ExpirySweeper
     locks: UploadLocks
     connections: Connections
@@ -71,12 +73,14 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         store, renderer.same_content, destinations=destinations,
         accept_other=settings.uploads.accept_other == "keep")
     completion = Completion(
-        store, ingester, signer, tasks, settings.uploads.sync_wait_s, on_stored=lambda: worker.wake("forward"))
+        store, ingester, signer, tasks, settings.uploads.sync_wait_s,
+        on_stored=(lambda: worker.wake("forward")) if destinations else lambda: None)
     limits = settings.uploads
     intake = Intake(store, completion, name_order, IntakeSettings(
         max_size_bytes, expires_after, limits.max_open_per_principal, limits.max_staged_bytes_per_principal))
     locks = MachineLocks(settings.data_path)
-    uploads = Uploads(store, intake, locks, expires_after, max_size_bytes)
+    uploads = Uploads(store, intake, locks, tasks, expires_after, max_size_bytes)
+    upkeep = Upkeep(store, intake, locks, uploads)
     sessions = SessionService(store, intake, Readback(store, tasks), name_order)
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
@@ -85,19 +89,19 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job, "webhook": webhooks.run_job},
                     backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
-    links, pace = Links(uploads, base_url), Pace(limits.progress_floor_bytes_per_s, limits.progress_window_s)
+    links, pace = Links(base_url), Pace(limits.progress_floor_bytes_per_s, limits.progress_window_s)
     tus = TusHandlers(uploads, intake, links, pace, max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, pace, max_size_bytes)
     routes = (
-        *FilesResource(store, tus, rufh, links, max_size_bytes).routes(),
+        *FilesResource(store, uploads, tus, rufh, links, max_size_bytes).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
         *ImageHandlers(store, renderer, base_url).routes(),
         *OrderHandlers(OrderService(store)).routes(),
         *WebhookHandlers(webhooks).routes(),
     )
     return Services(
-        settings, store, signer, Authenticator(store, settings.auth.mode), uploads,
-        ExpirySweeper(store, uploads.expire), locks, Connections(limits.header_timeout_s), renderer, worker, webhooks,
+        settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
+        ExpirySweeper(store, upkeep.expire), locks, Connections(limits.header_timeout_s), renderer, worker, webhooks,
         _listener(settings, arrivals), routes)
 
 

@@ -73,8 +73,8 @@ async def prepare(services: Services) -> tuple[Path, str | None]:
     token = await first_token(services.store, services.settings.data_path)
     await services.store.write(jobs.release_all)
     await services.webhooks.begin()
-    await services.uploads.clean_staging()
-    await services.uploads.finish_left()
+    await services.upkeep.clean_staging()
+    await services.upkeep.finish_left()
     return token
 
 
@@ -91,7 +91,7 @@ async def working(
             stack.callback(services.worker.stop)
             tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
-            tasks.spawn(every(SWEEP_S, "left uploads", services.uploads.finish_left), "finish-left-uploads")
+            tasks.spawn(every(SWEEP_S, "left uploads", services.upkeep.finish_left), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
         yield http_port, dicom_port
 
@@ -118,6 +118,7 @@ async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
         listening.close()
         services.locks.stop_all()
         await runner.cleanup()
+        await services.uploads.flush_all()
 
 
 @asynccontextmanager

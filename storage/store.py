@@ -6,8 +6,9 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from storage.blobs.base import BlobStore
+from storage.blobs.base import BlobStore, boot_id, staging
 from storage.database.base import Database
+from storage.records import UploadRecord
 
 T = TypeVar("T")
 
@@ -30,6 +31,14 @@ class Store:
     async def write(self, unit: Callable[[Connection], T]) -> T:
         """See Database.write."""
         return await self.database.write(unit)
+
+    async def held_bytes(self, upload: UploadRecord) -> int:
+        """How many bytes of an open upload are there: all in its file while this boot lasts, the flushed ones after it.
+
+        Fewer than its row says where the medium has lost some.
+        """
+        size = await self.blobs.size(staging(upload.site, upload.upload_id))
+        return size if upload.boot_id == boot_id() else min(size, upload.offset_bytes)
 
     async def close(self) -> None:
         """See Database.close."""

@@ -32,12 +32,16 @@ class Ingester:
         self._destinations = destinations
         self._accept_other = accept_other
 
-    async def inspect(self, sha256: Sha256, size_bytes: int, origin: Origin) -> Inspection:
+    async def inspect(
+        self, sha256: Sha256, size_bytes: int, origin: Origin, head: bytes | None = None
+    ) -> Inspection:
         """Read the header and digest the data set; see Files."""
         path = blob_path(self._blobs, origin.site, sha256)
         try:
-            async with asyncio.timeout(INSPECT_S):
-                read = await asyncio.to_thread(_read, path, origin.claims_dicom)
+            read = None
+            if head is None or origin.claims_dicom or _is_dicom(head):
+                async with asyncio.timeout(INSPECT_S):
+                    read = await asyncio.to_thread(_read, path, origin.claims_dicom)
             if read is None:
                 if not self._accept_other:
                     raise SessionFailure("POLICY_REJECTED", "only DICOM is taken here")
@@ -123,11 +127,15 @@ def _read(path: Path, claims_dicom: bool) -> tuple[Header, Sha256] | None:
     """The header and the digest of the data set; None for what is no DICOM and does not claim to be."""
     if not claims_dicom:
         with path.open("rb", buffering=0) as file:
-            file.seek(128)
-            if file.read(4) != b"DICM":
+            if not _is_dicom(file.read(132)):
                 return None
     header = read_header(path)
     return header, dataset_sha256(path, header)
+
+
+def _is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is DICOM (PS3.10 §7.1)."""
+    return head[128:132] == b"DICM"
 
 
 def _order_of(tx: Connection, header: Header, origin: Origin) -> OrderRecord | None:

@@ -41,27 +41,29 @@ class Completion:
         self._signer = signer
         self._tasks = tasks
         self._sync_wait_s = sync_wait_s
-        self._on_stored = on_stored
+        self.on_stored = on_stored
 
     async def finished(
         self, upload: UploadRecord, record: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
     ) -> Verdict | None:
         """Every byte is held: note it and file the content; None when that takes longer than `sync_wait_s`."""
         if upload.state is UploadState.OPEN and sealed.size_bytes <= SMALL_BYTES:
-            inspected = await self._inspect(record, sealed.sha256, sealed.size_bytes)
+            inspected = await self.inspect(sealed, _origin(record))
 
-            def at_once(tx: Connection) -> Verdict:
+            def unit(tx: Connection) -> Verdict:
                 first(tx)
-                return self._file(tx, *self._finish(tx, upload, sealed, peer), inspected)
+                present = sessions.get(tx, upload.site, session_of(upload))
+                return self.at_once(tx, upload, present, sealed, inspected, peer)
 
-            verdict = await self._store.write(at_once)
-            self._on_stored()
+            verdict = await self._store.write(unit)
+            self.on_stored()
             return verdict
         if upload.state is UploadState.OPEN:
 
             def finish(tx: Connection) -> JobRecord:
                 first(tx)
-                present, columns = self._finish(tx, upload, sealed, peer)
+                record = sessions.get(tx, upload.site, session_of(upload))
+                present, columns = self._finish(tx, upload, record, sealed, peer)
                 sessions.change(tx, present.session_id, present.status, **columns)
                 return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S)
 
@@ -89,7 +91,7 @@ class Completion:
         if verdict is not None:
             await self._store.write(lambda tx: jobs.done(tx, job))
             return verdict
-        inspected = await self._inspect(record, Sha256(upload.blob_sha256), record.file_size)
+        inspected = await self._inspect(Sha256(upload.blob_sha256), record.file_size, _origin(record))
 
         def unit(tx: Connection) -> Verdict:
             jobs.done(tx, job)
@@ -97,23 +99,35 @@ class Completion:
             return _known_verdict(present) or self._file(tx, present, {}, inspected)
 
         verdict = await self._store.write(unit)
-        self._on_stored()
+        self.on_stored()
         return verdict
 
-    async def _inspect(self, record: SessionRecord, sha256: Sha256, size_bytes: int) -> Inspection | SessionFailure:
+    async def inspect(self, sealed: Sealed, origin: Origin) -> Inspection | SessionFailure:
+        """What the PACS reads of sealed bytes, or why it does not take them."""
+        return await self._inspect(sealed.sha256, sealed.size_bytes, origin, sealed.head)
+
+    async def _inspect(
+        self, sha256: Sha256, size_bytes: int, origin: Origin, head: bytes | None = None
+    ) -> Inspection | SessionFailure:
         try:
-            return await self._files.inspect(sha256, size_bytes, _origin(record))
+            return await self._files.inspect(sha256, size_bytes, origin, head)
         except SessionFailure as failure:
             return failure
 
+    def at_once(
+        self, tx: Connection, upload: UploadRecord, record: SessionRecord, sealed: Sealed,
+        inspected: Inspection | SessionFailure, peer: str | None,
+    ) -> Verdict:
+        """A unit of work: `record`, which was read or made in it, is finished and filed. Conflict if it moved on."""
+        return self._file(tx, *self._finish(tx, upload, record, sealed, peer), inspected)
+
     def _finish(
-        self, tx: Connection, upload: UploadRecord, sealed: Sealed, peer: str | None
+        self, tx: Connection, upload: UploadRecord, record: SessionRecord, sealed: Sealed, peer: str | None
     ) -> tuple[SessionRecord, Columns]:
         """Facts before action: all bytes are here and durable, whatever becomes of them.
 
         Gives the session as it is with that, and the columns that are still to be written.
         """
-        record = sessions.get(tx, upload.site, session_of(upload))
         if record.status is not Status.BINARY_UPLOADING:
             raise Conflict("the session moved on")
         uploads.add_blob(tx, upload.site, sealed.sha256, sealed.size_bytes, repaired=not sealed.existed)

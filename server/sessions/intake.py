@@ -1,23 +1,36 @@
 """Answers the upload protocols: admits uploads, says who may use them, and what their end means."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from server.admission import Admission, NewUpload, Standing, Unit, Verdict
+from server.admission import Admission, NewUpload, Standing, Taken, Unit, Verdict
 from server.auth import Principal, Role
 from server.bodies import parse
 from server.errors import RequestError, SessionFailure
+from server.filing import Origin
 from server.identifiers import OutsideId, parse_text_id
 from server.sessions import creation, machine
-from server.sessions.completion import Completion
+from server.sessions.completion import Completion, claims_dicom
 from server.sessions.moves import fail
 from server.sessions.schema import CreateSession, NewSession
-from storage import audit, sessions, uploads
-from storage.blobs.base import Measures, Sealed, Span, boot_id, staging
-from storage.errors import NotFound
-from storage.records import AuditEntry, SessionRecord, Status, UploadRecord, UploadState, new_id, now, timestamp
+from storage import audit, orders, sessions, uploads
+from storage.blobs.base import Measures, Piece, Sealed, Span, boot_id, staging
+from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound
+from storage.records import (
+    AuditEntry,
+    Door,
+    SessionRecord,
+    Sha256,
+    Status,
+    UploadRecord,
+    UploadState,
+    new_id,
+    now,
+    timestamp,
+)
 from storage.store import Store
 
 
@@ -70,6 +83,58 @@ class Intake:
         if isinstance(handed, SessionRecord):
             handed = await self.hand_out(handed, who, new)
         return Admission(handed.upload, handed.new)
+
+    async def admit_whole(
+        self, new: NewUpload, who: Principal, content: bytes, first: Callable[[Connection, UploadRecord], None]
+    ) -> Taken | None:
+        """Seal the content first, then make, finish and file in one transaction; nothing stays if that cannot be."""
+        who.require(Role.UPLOADER)
+        await self.check_room(len(content))
+        values = _texts(new)
+        wanted, spare = _new_session(new, values), self._spare(None, new, who)
+        if not self._store.glance(lambda tx: self._is_plainly_new(tx, wanted, who)):
+            return None
+        key, expected = staging(spare.site, spare.upload_id), Sha256(wanted.checksum_sha256 or "") or None
+        try:
+            content_sealed = await self._store.blobs.seal(key, expected, Piece(0, content))
+        except (DigestMismatch, NoSpace, FlushFailed):
+            await self._store.blobs.delete(key)
+            return None
+        inspected = await self._completion.inspect(content_sealed, Origin(
+            who.site, Door.TUS, who.name, claims_dicom(wanted.file_name, wanted.content_type)))
+
+        def unit(tx: Connection) -> Taken | None:
+            self._check_quota(tx, who)
+            record, made = self._session_of(tx, new, values.get("session_id"), wanted, who)
+            if not made:
+                raise Conflict("it is known already")
+            upload = replace(spare, session_id=record.session_id)
+            creation.attach(tx, record, who, upload, (), new.peer)
+            first(tx, upload)
+            return Taken(upload, self._completion.at_once(tx, upload, record, content_sealed, inspected, new.peer))
+
+        try:
+            taken = await self._store.write(unit)
+        except Conflict:
+            return None  # the staged name stays: by it the next start finds bytes that were sealed for nobody
+        self._store.blobs.discard(key)
+        self._completion.on_stored()
+        return taken
+
+    def _is_plainly_new(self, tx: Connection, wanted: NewSession, who: Principal) -> bool:
+        """Whether nothing speaks against making the session, so that bytes may be sealed before it is made."""
+        key = creation.dedup_key(wanted, who)
+        if key is not None and sessions.by_dedup_key(tx, key) is not None:
+            return False
+        if wanted.session_id is not None and sessions.find(tx, who.site, wanted.session_id) is not None:
+            return False
+        visit = wanted.visit_id.text if wanted.visit_id else None
+        if wanted.radiology_order_id is not None:
+            order = orders.find(tx, who.site, wanted.radiology_order_id.text)
+            if order is not None and visit not in (None, order.visit_id):
+                return False
+            visit = order.visit_id if order is not None else visit
+        return who.sees_visit(visit)
 
     async def check_room(self, size_bytes: int) -> None:
         """RequestError `file_too_large`, or `insufficient_storage` for what cannot fit now."""
@@ -164,21 +229,26 @@ class Intake:
 
     # --- access -------------------------------------------------------------------------------------
 
-    def authorize(self, tx: Connection, upload: UploadRecord, who: Principal, *, reading: bool) -> None:
+    def authorize(self, tx: Connection, upload: UploadRecord, who: Principal, *, reading: bool) -> Standing:
         """Who may see the session may use its upload; a part belongs to its maker; writing needs the role."""
+        record = None
         if upload.session_id is not None:
-            creation.see(tx, upload.session_id, who)
+            record = creation.see(tx, upload.session_id, who)
         elif upload.principal != who.name:
             raise RequestError("not_found", "there is no such upload")
         if not reading:
             who.require(Role.UPLOADER)
+        return self._standing(upload, record)
 
     def standing(self, tx: Connection, upload: UploadRecord) -> Standing:
         """`gone` with the session's error while the upload is gone or its session FAILED (contract §5)."""
-        if upload.session_id is None:
+        record = sessions.get(tx, upload.site, upload.session_id) if upload.session_id is not None else None
+        return self._standing(upload, record)
+
+    def _standing(self, upload: UploadRecord, record: SessionRecord | None) -> Standing:
+        if record is None:
             gone = upload.state is UploadState.GONE
             return Standing(RequestError("gone", "the upload was ended") if gone else None)
-        record = sessions.get(tx, upload.site, upload.session_id)
         refusal = None
         if upload.state is UploadState.GONE or record.status is Status.FAILED:
             refusal = RequestError("gone", record.error_message or "the upload was ended",

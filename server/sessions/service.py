@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,7 +28,6 @@ from server.sessions.schema import (
 )
 from storage import audit, instances, sessions, uploads
 from storage.blobs.base import staging
-from storage.errors import NotFound
 from storage.records import AuditEntry, ImageRecord, SessionRecord, Status, UploadRecord, UploadState, now, timestamp
 from storage.store import Store
 
@@ -145,13 +143,16 @@ class SessionService:
 
     async def retry(self, session_id: str, caller: Caller) -> dict[str, Any]:
         """`retry/`: FAILED → QUEUED; tells what comes next. The Idempotency-Key saves a retry (contract §7)."""
+        last = await self._store.read(lambda tx: uploads.latest(tx, self._own(tx, session_id, caller).session_id))
+        held = 0
+        if last is not None:
+            held = await self._store.held_bytes(last) if last.state is UploadState.OPEN else last.offset_bytes
 
         def unit(tx: Connection) -> dict[str, Any]:
             record = self._own(tx, session_id, caller)
             preserved = machine.keeps_progress(record.error_code)
             record = creation.retry(tx, record, caller.who, caller.peer)
-            last = uploads.latest(tx, record.session_id)
-            offset = last.offset_bytes if last and preserved else 0
+            offset = held if preserved else 0
             return {
                 "session_id": record.session_id, "status": record.status, "retry_count": record.retry_count,
                 "retries_left": record.retries_left,
@@ -205,10 +206,8 @@ class SessionService:
         live, images, safe = await self._store.read(unit)
         received = record.file_size or 0 if record.status in machine.STORED else 0
         if live is not None:
-            received = live.offset_bytes
-            if live.state is UploadState.OPEN:
-                with suppress(NotFound):  # it may end between the two looks: then its row is right
-                    received = max(received, await self._store.blobs.size(staging(live.site, live.upload_id)))
+            # it may end between the two looks: then its row is right
+            received = max(live.offset_bytes, await self._store.held_bytes(live))
         return View(record, received, images, safe, owner=record.principal == who.name)
 
     async def receipt(self, session_id: str, caller: Caller) -> str:

@@ -13,6 +13,7 @@ import socket
 import time
 from array import array
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from fcntl import ioctl
 from termios import FIONREAD
@@ -22,12 +23,23 @@ from aiohttp import ClientConnectionError, web
 from server.errors import AppError, RequestError
 from server.tus.interim import invite_body
 
+WHOLE_BYTES = 256 * 1024
+"""A body of at most this size is taken into memory at once, if it comes within WHOLE_S."""
+WHOLE_S = 1.0
 LONG_BYTES = 1024 * 1024
 CLOSING_BYTES = 32 * 1024 * 1024
 """From here on a new connection costs less than the zeros."""
 LOW_WATER_BYTES = 256 * 1024
 MOMENT_MS = 50
+READ_S = 0.25
+SLOW_BYTES = 32 * 1024
+"""A line that brings less within READ_S is waited for in the loop, not in a thread."""
+LOOK_S = 1.0
 ZEROS = bytes(256 * 1024)
+SPOILED: web.RequestKey[bool] = web.RequestKey("spoiled", bool)
+"""On a request whose connection can carry no further one."""
+LEFT = (ConnectionResetError, ClientConnectionError, web.RequestPayloadError, RuntimeError, OSError)
+"""How aiohttp says that the client has gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +86,12 @@ class UploadBody:
     `upload_size_exceeded`, `server_shutdown`.
     """
 
-    def __init__(self, request: web.Request, limit: int, pace: Pace) -> None:
+    def __init__(self, request: web.Request, pace: Pace, limit: int = 0) -> None:
         self._request = request
         self._content = request.content
         self._limit = limit
+        self._early: list[bytes] = []
+        self._invited = False
         self._progress = _Progress(pace)
         self._lost: AppError | None = None
         self._wire: _Wire | None = None
@@ -96,11 +110,45 @@ class UploadBody:
         elif not self.ended and self._lost is None:
             self._content.set_exception(_Stopped(code))
 
+    def limit_to(self, size_bytes: int) -> None:
+        """How much is taken of it; told before it is read."""
+        self._limit = size_bytes
+
+    async def _invite(self) -> None:
+        if not self._invited:
+            self._invited = True
+            await invite_body(self._request)
+
     # --- through the loop ---------------------------------------------------------------------------
+
+    async def whole(self) -> bytes | None:
+        """All of a short body that comes at once; else None, and it can still be read in another way."""
+        declared = self.declared_bytes
+        if declared is None or declared > min(WHOLE_BYTES, self._limit):
+            return None
+        await self._invite()
+        try:
+            async with asyncio.timeout(WHOLE_S):
+                while (missing := declared - sum(map(len, self._early))) > 0:
+                    chunk = await self._content.readany()
+                    if not chunk:
+                        return None
+                    self._progress.add(len(chunk))
+                    self._early.append(chunk[:missing])
+        except (TimeoutError, *LEFT):
+            return None  # whatever it is, `chunks` meets it again, after what came
+        content = self._early[0] if len(self._early) == 1 else b"".join(self._early)
+        self._early = []
+        self.bytes_read, self.ended = declared, True
+        return content
+
+    def give_back(self, content: bytes) -> None:
+        """What `whole` gave is to be read in another way after all."""
+        self._early, self.bytes_read, self.ended = [content], 0, False
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes."""
-        await invite_body(self._request)
+        await self._invite()
         while chunk := await self._next():
             room = self._limit - self.bytes_read
             self.bytes_read += min(room, len(chunk))
@@ -111,6 +159,8 @@ class UploadBody:
         self.ended = True
 
     async def _next(self) -> bytes:
+        if self._early:
+            return self._early.pop(0)
         while self._lost is None:
             try:
                 async with asyncio.timeout(max(0.0, self._progress.ends_at - time.monotonic())):
@@ -122,7 +172,7 @@ class UploadBody:
                     self._progress.check()
                 except RequestError as error:
                     self._lost = error
-            except (ConnectionResetError, ClientConnectionError, web.RequestPayloadError, RuntimeError, OSError):
+            except LEFT:
                 self._lost = RequestError("upload_interrupted")
             else:
                 self._progress.add(len(chunk))
@@ -138,12 +188,12 @@ class UploadBody:
     async def open_socket(self) -> bool:
         """Get ready for `read`, if this body is worth it: long, its length declared, on a plain TCP connection."""
         transport, declared = self._request.transport, self.declared_bytes
-        if declared is None or declared < LONG_BYTES or declared > self._limit or transport is None:
+        if declared is None or declared < LONG_BYTES or declared > self._limit or transport is None or self._early:
             return False
         connection = transport.get_extra_info("socket")
         if connection is None or transport.get_extra_info("ssl_object") is not None or self._content.exception():
             return False
-        await invite_body(self._request)
+        await self._invite()
         if transport.is_closing():
             return False
         buffered = self._drain()
@@ -161,12 +211,20 @@ class UploadBody:
         return b"".join(came)
 
     def read(self, buffer: memoryview) -> int:
-        """Fill `buffer` from the socket, waiting in the caller's thread; 0 at the end."""
+        """Fill `buffer` from the socket, waiting a moment in the caller's thread; 0 when nothing comes, or at the end.
+
+        `ended` tells which; what does not come now is waited for by `flows`.
+        """
         assert self._wire is not None, "open_socket() came first"
         count = self._wire.read(buffer)
         self.bytes_read += count
-        self.ended = count == 0
+        self.ended = self._wire.is_over
         return count
+
+    async def flows(self, within_s: float) -> None:
+        """Wait in the loop, `within_s` at most, until `read` has something to do. RequestError `read_timeout`."""
+        assert self._wire is not None, "open_socket() came first"
+        await self._wire.flows(within_s)
 
     def close_socket(self) -> None:
         """After the last `read`: the connection is for the answer only now."""
@@ -175,8 +233,9 @@ class UploadBody:
         transport = self._request.transport
         if transport is None or transport.is_closing():
             return
-        if self.ended and self.spoils_connection:
+        if self.ended and self._wire.passed_by >= CLOSING_BYTES:
             self._content.feed_eof()  # the parser has not seen the end, and must not wait for it
+            self._request[SPOILED] = True
             return
         if self.ended:
             for start in range(0, self._wire.passed_by, len(ZEROS)):
@@ -184,11 +243,6 @@ class UploadBody:
                 self._drain()
         if not transport.is_reading():
             transport.resume_reading()  # the rest is read and thrown away, so that the client gets to read the answer
-
-    @property
-    def spoils_connection(self) -> bool:
-        """Whether the connection can carry no further request."""
-        return self._wire is not None and self._wire.passed_by >= CLOSING_BYTES
 
 
 class _Wire:
@@ -204,9 +258,15 @@ class _Wire:
         self._lost: RequestError | None = None
         self._stop_code = "upload_stopped"
         self._left_after_stop: int | None = None
+        self._is_slow = False
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN | select.POLLRDHUP)
         self._poll.register(self._bell, select.POLLIN)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all of the body was read."""
+        return self._remaining == 0 and not self._buffered
 
     def stop(self, code: str) -> None:
         """What lies in the socket now is still read, then the reading ends with this code."""
@@ -223,12 +283,12 @@ class _Wire:
             os.close(self._bell)
 
     def read(self, buffer: memoryview) -> int:
-        """As much as there is within a moment, at least one byte, unless the body ends."""
+        """As much as comes within READ_S; 0 when nothing does for a moment, or the body is over."""
         if self._buffered:
             count = min(len(buffer), len(self._buffered))
             buffer[:count], self._buffered = self._buffered[:count], self._buffered[count:]
             return count
-        count = 0
+        count, ends_at = 0, time.monotonic() + READ_S
         while count < len(buffer) and self._lost is None:
             wanted = min(len(buffer) - count, self._wanted())
             if wanted == 0:
@@ -236,7 +296,7 @@ class _Wire:
             try:
                 got = self._socket.recv_into(buffer[count:], wanted, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                if not self._wait(wanted, only_a_moment=count > 0):
+                if self._is_slow or time.monotonic() >= ends_at or not self._wait(wanted):
                     break
                 continue
             except OSError:
@@ -246,6 +306,7 @@ class _Wire:
                 break
             count += got
             self._took(got)
+        self._is_slow = count < SLOW_BYTES
         if count == 0 and self._lost is not None:
             raise self._lost
         return count
@@ -263,27 +324,49 @@ class _Wire:
         if self._left_after_stop is not None:
             self._left_after_stop -= count
 
-    def _wait(self, wanted: int, *, only_a_moment: bool) -> bool:
-        """Until there is something worth reading; False when only a moment was given and it has passed."""
+    def _wait(self, wanted: int) -> bool:
+        """Whether there is something to do within a moment."""
+        self._mark(wanted)
+        found = dict(self._poll.poll(MOMENT_MS))
+        self._heed(self._bell in found)
+        # a slow line never reaches the low water mark: what it brought is looked for
+        return bool(found) or self._has_bytes()
+
+    def _mark(self, wanted: int) -> None:
+        """Wake whoever waits only for as much as is worth it."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(LOW_WATER_BYTES, wanted))
-        while True:
-            # a slow line never reaches the low water mark: what it brought is looked for every moment
-            found = dict(self._poll.poll(MOMENT_MS))
-            if self._bell in found and self._left_after_stop is None:
-                waiting = array("i", [0])
-                ioctl(self._socket, FIONREAD, waiting)
-                self._left_after_stop = waiting[0]
-                self._poll.unregister(self._bell)
-                return True
-            if found or self._has_bytes():
-                return True
-            if only_a_moment:
-                return False
-            try:
-                self._progress.check()
-            except RequestError as error:
-                self._lost = error
-                return True
+
+    def _heed(self, rung: bool) -> None:
+        if rung and self._left_after_stop is None:
+            waiting = array("i", [0])
+            ioctl(self._socket, FIONREAD, waiting)
+            self._left_after_stop = waiting[0]
+            self._poll.unregister(self._bell)
+
+    async def flows(self, within_s: float) -> None:
+        """Until there is something to read or to heed, or `within_s` is over. RequestError `read_timeout`."""
+        if self._buffered or self._left_after_stop is not None:
+            return
+        self._mark(self._remaining)
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        descriptors = (self._socket.fileno(), self._bell)
+        for descriptor in descriptors:
+            loop.add_reader(descriptor, woken.set)
+        try:
+            async with asyncio.timeout(within_s):
+                while not self._has_bytes() and not woken.is_set():
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_S):
+                            await woken.wait()
+                    self._progress.check()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):  # a slow line: what comes in the meantime is read together
+                        await woken.wait()
+        except TimeoutError:
+            return
+        finally:
+            for descriptor in descriptors:
+                loop.remove_reader(descriptor)
 
     def _has_bytes(self) -> bool:
         waiting = array("i", [0])

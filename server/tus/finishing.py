@@ -9,7 +9,7 @@ from server.errors import RequestError, SessionFailure
 from server.tus.checksum import RunningDigest
 from server.tus.representation import decoded
 from server.tus.rows import Seen, UploadRows
-from storage.blobs.base import BlobKey, Sealed, sealed, staging
+from storage.blobs.base import BlobKey, Piece, Sealed, sealed, staging
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound
 from storage.records import Sha256, UploadRecord
 from storage.store import Store
@@ -24,18 +24,25 @@ class Finisher:
         self._rows = rows
         self._max_size_bytes = max_size_bytes
 
-    async def finish(self, seen: Seen, peer: str | None, first: Unit) -> Verdict | None:
-        """Verify, seal and file the bytes; `first` is noted with the finish. SessionFailure, RequestError."""
+    async def finish(
+        self, seen: Seen, peer: str | None, first: Unit, last: Piece | None = None
+    ) -> Verdict | None:
+        """Verify, seal and file the bytes, whose end may be the `last` piece; `first` is noted with the finish.
+
+        SessionFailure, RequestError; NoSpace, the bytes before it kept, when there is no room for the last piece.
+        """
         upload, standing = seen.upload, seen.standing
         key = staging(upload.site, upload.upload_id)
         try:
             await self._check_repr_digest(upload, key)
-            content = await self._sealed(upload, standing, key)
+            content = await self._sealed(upload, standing, key, last)
         except SessionFailure as failure:
             await self._store.write(first)
             await self._policy.failed(upload, failure)
             raise SessionFailure(failure.code, failure.detail, session_id=upload.session_id) from None
         except NoSpace:
+            if last is not None:
+                raise
             await self._store.write(first)
             await self._policy.failed(upload, SessionFailure("STORAGE_FULL"))
             raise
@@ -46,11 +53,13 @@ class Finisher:
             assert standing.session is not None, "parts have none, and are never completed"
             verdict = await self._policy.finished(upload, standing.session, content, peer, first)
         except Conflict:
-            raise (await self._rows.look(upload)).standing.refusal or RequestError("upload_stopped") from None
+            raise self._rows.look(upload).standing.refusal or RequestError("upload_stopped") from None
         self._store.blobs.discard(key)
         return verdict
 
-    async def _sealed(self, upload: UploadRecord, standing: Standing, key: BlobKey) -> Sealed:
+    async def _sealed(
+        self, upload: UploadRecord, standing: Standing, key: BlobKey, last: Piece | None
+    ) -> Sealed:
         expected = Sha256(standing.checksum_sha256) if standing.checksum_sha256 else None
         plain = key
         try:
@@ -62,7 +71,7 @@ class Finisher:
                     plain, 0, decoded(upload.content_encoding, self._store.blobs.read(key), limit))
                 if standing.file_size is not None and size != standing.file_size:
                     raise SessionFailure("SIZE_MISMATCH", f"{size} bytes came, {standing.file_size} were declared")
-            return await self._store.blobs.seal(plain, expected)
+            return await self._store.blobs.seal(plain, expected, last)
         except DigestMismatch:
             raise SessionFailure("CHECKSUM_MISMATCH") from None
         finally:

@@ -32,7 +32,7 @@ class TusHandlers:
         _check_version(request)
         who = principal_of(request)
         concat = request.headers.get(protocol.UPLOAD_CONCAT)
-        parts = await self._parts(concat, who) if concat is not None else []
+        parts = self._parts(concat, who) if concat is not None else []
         length = _total(parts) if parts else protocol.parse_deferred(request.headers)
         has_body = request.body_exists and request.content_length != 0
         if parts and (has_body or protocol.UPLOAD_LENGTH in request.headers):
@@ -44,9 +44,13 @@ class TusHandlers:
         raw = request.headers.get(protocol.UPLOAD_METADATA, "")
         metadata = protocol.parse_metadata(raw)
         coding = parse_coding(metadata.get("content_encoding", b"").decode("ascii", "replace"))
-        admission = await self._policy.admit(
-            NewUpload(length, metadata, raw, request.remote, concat, tuple(part.upload_id for part in parts), coding),
-            who)
+        new = NewUpload(length, metadata, raw, request.remote, concat, tuple(part.upload_id for part in parts), coding)
+        body = UploadBody(request, self._pace, self._max_size_bytes if length is None else length)
+        if has_body and concat is None and coding is None and not claims:
+            patched = await self._uploads.create_whole(new, who, body)
+            if patched is not None:
+                return self._created(request, patched)
+        admission = await self._policy.admit(new, who)
         upload, patched = admission.upload, None
         if not admission.created:
             upload, offset = await self._uploads.settled(upload)
@@ -54,8 +58,8 @@ class TusHandlers:
             verdict = await self._uploads.complete(upload.upload_id, request.remote)
             patched = Patched(*await self._uploads.settled(upload), verdict)
         elif has_body or length == 0:
-            body = UploadBody(request, self._uploads.room(upload, 0), self._pace)
-            patched = await self._uploads.append(upload, 0, body, Terms(request.remote, claims))
+            body.limit_to(self._uploads.room(upload, 0))
+            patched = await self._uploads.append_first(upload, body, Terms(request.remote, claims))
         if patched is not None:
             upload, offset = patched.upload, patched.offset
         elif admission.created:
@@ -69,8 +73,13 @@ class TusHandlers:
             response.force_close()  # the body is not read: its upload was there before
         return response
 
-    async def _parts(self, concat: str, who: Principal) -> list[UploadRecord]:
-        parts = [await self._uploads.find(one, who, reading=False) for one in protocol.parse_concat(concat)]
+    def _created(self, request: web.Request, patched: Patched) -> web.Response:
+        response = with_verdict(patched.verdict, 201, progress_of(patched.upload, patched.offset))
+        response.headers[hdrs.LOCATION] = self._links.upload_url(request, patched.upload.upload_id)
+        return response
+
+    def _parts(self, concat: str, who: Principal) -> list[UploadRecord]:
+        parts = [self._uploads.find(one, who, reading=False).upload for one in protocol.parse_concat(concat)]
         if not all(part.is_partial for part in parts):
             raise RequestError("invalid_header", "only partial uploads can be joined", header=protocol.UPLOAD_CONCAT)
         return parts
@@ -78,8 +87,8 @@ class TusHandlers:
     async def head(self, request: web.Request) -> web.Response:
         """The offset to go on from; takes an unfinished upload over (contract §5)."""
         _check_version(request)
-        upload = await self._links.find(request, reading=True)
-        upload, offset = await self._uploads.settled_whole(upload, request.remote)
+        upload, offset = await self._uploads.state(
+            self._links.upload_id(request), principal_of(request), request.remote, finishes=True)
         return web.Response(status=200, headers=state_of(upload, offset, self._max_size_bytes))
 
     async def patch(self, request: web.Request) -> web.Response:
@@ -89,24 +98,26 @@ class TusHandlers:
         length = request.headers.get(protocol.UPLOAD_LENGTH)
         terms = Terms(request.remote, _claims(request),
                       protocol.parse_number(protocol.UPLOAD_LENGTH, length) if length is not None else None)
-        upload = await self._links.find(request, reading=False)
-        room = self._uploads.room(upload, offset)
-        if upload.length_bytes is None and terms.length_bytes is not None:
-            room = max(0, terms.length_bytes - offset)
-        if upload.length_bytes is None or offset <= upload.length_bytes:  # beyond it is a wrong offset, told as such
-            check_plain_body(request, room, protocol.OFFSET_CONTENT_TYPE)
         _check_no_coding(request)
-        body = UploadBody(request, room, self._pace)
-        patched = await self._uploads.append(upload, offset, body, terms)
+        body = UploadBody(request, self._pace)
+
+        def check(upload: UploadRecord) -> None:
+            room = self._uploads.room(upload, offset)
+            if upload.length_bytes is None and terms.length_bytes is not None:
+                room = max(0, terms.length_bytes - offset)
+            if upload.length_bytes is None or offset <= upload.length_bytes:  # beyond it: a wrong offset, told as such
+                check_plain_body(request, room, protocol.OFFSET_CONTENT_TYPE)
+            body.limit_to(room)
+
+        patched = await self._uploads.append(
+            self._links.upload_id(request), principal_of(request), offset, body, terms, check)
         response = with_verdict(patched.verdict, 204, progress_of(patched.upload, patched.offset))
-        if body.spoils_connection:
-            response.force_close()
         return response
 
     async def delete(self, request: web.Request) -> web.Response:
         """Termination."""
         _check_version(request)
-        await self._uploads.delete(await self._links.find(request, reading=False), principal_of(request))
+        await self._uploads.delete(self._links.upload_id(request), principal_of(request))
         return web.Response(status=204)
 
     def failure(self, error: AppError) -> web.Response:

@@ -9,8 +9,8 @@ import asyncio
 import errno
 import hashlib
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -23,14 +23,31 @@ Stop = Callable[[str], None]
 """Makes a holder leave soon, its bytes kept; takes the code to tell its client, and may be called more than once."""
 
 
+class Held(Protocol):
+    """An upload that is held; leaving the context lets go of it."""
+
+    async def __aenter__(self) -> object:
+        """Held already."""
+        ...
+
+    async def __aexit__(self, *_failure: object) -> None:
+        """Let go."""
+        ...
+
+
 class UploadLocks(Protocol):
     """Who writes to which upload. Another implementation may reach over machines."""
 
-    def take(self, upload_id: str, stop: Stop) -> AbstractAsyncContextManager[None]:
-        """Hold the upload, until `stop` is called at the latest.
+    async def take(self, upload_id: str, stop: Stop | None) -> Held:
+        """Hold the upload, its holder asked to leave; whoever comes next calls `stop`.
 
-        RequestError `upload_locked` when the present holder has not left within a second.
+        `stop` is None for who holds it a moment only. RequestError `upload_locked` when the present holder has not
+        left within a second.
         """
+        ...
+
+    async def take_free(self, upload_id: str, stop: Stop | None) -> Held | None:
+        """Like `take` where nobody holds the upload; None, nobody asked, where somebody does."""
         ...
 
     def is_held(self, upload_id: str) -> bool:
@@ -42,12 +59,42 @@ class UploadLocks(Protocol):
         ...
 
 
+class _Address:
+    """A bound address: Held."""
+
+    __slots__ = ("_bound", "_listens", "_stop", "_stops")
+
+    def __init__(self, bound: socket.socket, stop: Stop | None, stops: "set[Stop]") -> None:
+        self._bound = bound
+        self._stop = stop
+        self._stops = stops
+        self._listens = False
+
+    async def __aenter__(self) -> None:
+        if self._stop is not None:
+            self._stops.add(self._stop)
+            asyncio.get_running_loop().add_reader(self._bound, self._asked)
+            self._listens = True
+
+    def _asked(self) -> None:
+        with suppress(BlockingIOError):
+            self._bound.recv(16)
+        if self._stop is not None:
+            self._stop("upload_stopped")
+
+    async def __aexit__(self, *_failure: object) -> None:
+        if self._listens and self._stop is not None:
+            asyncio.get_running_loop().remove_reader(self._bound)
+            self._stops.discard(self._stop)
+        self._bound.close()
+
+
 class MachineLocks:
     """UploadLocks for the processes of one machine. `namespace` tells one server's uploads from another's."""
 
     def __init__(self, namespace: Path) -> None:
         self._prefix = b"\0packhorse/" + hashlib.sha256(str(namespace.resolve()).encode()).digest()[:16].hex().encode()
-        self._stops: dict[str, Stop] = {}
+        self._stops: set[Stop] = set()
 
     def _address(self, upload_id: str) -> bytes:
         return self._prefix + b"/" + upload_id.encode()
@@ -61,50 +108,49 @@ class MachineLocks:
                 return False
             return True
 
-    @asynccontextmanager
-    async def take(self, upload_id: str, stop: Stop) -> AsyncIterator[None]:
+    async def take_free(self, upload_id: str, stop: Stop | None) -> Held | None:
+        """Bind the address, if it is free."""
+        mine = _unbound()
+        if not _bind(mine, self._address(upload_id)):
+            mine.close()
+            return None
+        return _Address(mine, stop, self._stops)
+
+    async def take(self, upload_id: str, stop: Stop | None) -> Held:
         """Bind the address, asking its holder to leave for as long as it is taken."""
-        held = await self._bind(upload_id)
-        loop = asyncio.get_running_loop()
-
-        def asked() -> None:
-            with suppress(BlockingIOError):
-                held.recv(16)
-            stop("upload_stopped")
-
-        self._stops[upload_id] = stop
-        loop.add_reader(held, asked)
-        try:
-            yield
-        finally:
-            loop.remove_reader(held)
-            del self._stops[upload_id]
-            held.close()
-
-    async def _bind(self, upload_id: str) -> socket.socket:
         loop = asyncio.get_running_loop()
         deadline, ask_at = loop.time() + TAKEOVER_S, 0.0
-        mine = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        address, mine = self._address(upload_id), _unbound()
         try:
-            while True:
-                try:
-                    mine.bind(self._address(upload_id))
-                    return mine
-                except OSError as error:
-                    if error.errno != errno.EADDRINUSE:
-                        raise
+            while not _bind(mine, address):
                 if loop.time() >= deadline:
                     raise RequestError("upload_locked", retry_after_s=1)
                 if loop.time() >= ask_at:
                     ask_at = loop.time() + ASK_S
                     with suppress(OSError):  # it has left meanwhile, or has been asked often enough
-                        mine.sendto(b"leave", self._address(upload_id))
+                        mine.sendto(b"leave", address)
                 await asyncio.sleep(LOOK_S)
         except BaseException:
             mine.close()
             raise
+        return _Address(mine, stop, self._stops)
 
     def stop_all(self) -> None:
         """Ask every holder of this process to leave."""
-        for stop in list(self._stops.values()):
+        for stop in list(self._stops):
             stop("server_shutdown")
+
+
+def _unbound() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def _bind(mine: socket.socket, address: bytes) -> bool:
+    """Whether the address is ours now."""
+    try:
+        mine.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True

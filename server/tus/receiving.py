@@ -42,24 +42,24 @@ class Receiver:
     def __init__(self, store: Store, rows: UploadRows) -> None:
         self._store = store
         self._rows = rows
+        # asked once: looking whether a class fits a Protocol costs more than many a request
+        self._receives = store.blobs if isinstance(store.blobs, Receives) else None
 
     async def receive(
         self, upload: UploadRecord, start: int, body: UploadBody, terms: Terms
     ) -> tuple[UploadRecord, int]:
-        """The body into the staged file: by threads where it is long, else through the loop."""
+        """The body into the staged file, all but what comes after the last 64 MiB or 5 s flushed."""
         key = staging(upload.site, upload.upload_id)
         if terms.claims:
             return upload, await self._verified(upload, key, start, body, terms.claims)
-        if isinstance(self._store.blobs, Receives) and await body.open_socket():
-            return await self._receive_long(self._store.blobs, upload, key, start, body, terms)
-        declared = body.declared_bytes
-        seals_at_once = terms.ends is None and declared is not None and start + declared == upload.length_bytes
+        if self._receives is not None and await body.open_socket():
+            return await self._receive_long(self._receives, upload, key, start, body, terms)
         end = start
-        async with aclosing(body.chunks()) as chunks:
-            segments = _Segments(chunks)
+        async with aclosing(body.chunks()) as chunks, _Segments(chunks) as segments:
             while not segments.ended:
-                end = await self._store.blobs.append(key, end, segments.next(), flush=not seals_at_once)
-                if not segments.ended:
+                end = await self._store.blobs.append(key, end, segments.next(), flush=False)
+                if not segments.ended and end != upload.offset_bytes:
+                    await self._store.blobs.flush(key)
                     upload = await self._store.write(self._rows.progress(upload, end))
                     await _tell(terms, end)
         return upload, end
@@ -80,9 +80,18 @@ class Receiver:
                 raise
             return noted
 
-        noting = asyncio.ensure_future(note())
+        noting, end = asyncio.ensure_future(note()), start
+        noted_at_s, noted_end = time.monotonic(), upload.offset_bytes
         try:
-            end = await blobs.receive(key, start, body.read, durable.put_nowait)
+            # a thread is held only while bytes flow: a sender that is silent, or slow, is waited for in the loop
+            while not body.ended:
+                end = await blobs.receive(key, end, body.read, durable.put_nowait)
+                left_s = noted_at_s + SEGMENT_S - time.monotonic()
+                if left_s <= 0 and end != noted_end:
+                    await blobs.flush(key)
+                    durable.put_nowait(end)
+                    noted_at_s, noted_end = time.monotonic(), end
+                await body.flows(left_s if left_s > 0 else SEGMENT_S)
         finally:
             body.close_socket()
             durable.put_nowait(None)
@@ -105,13 +114,13 @@ class Receiver:
             for digest, claim in zip(digests, claims, strict=True):
                 if not hmac.compare_digest(digest.digest(), claim.digest):
                     raise RequestError("chunk_checksum_mismatch")
-            return await self._store.blobs.append(key, start, self._store.blobs.read(aside))
+            return await self._store.blobs.append(key, start, self._store.blobs.read(aside), flush=False)
         finally:
             await self._store.blobs.delete(aside)
 
 
 class Transfer:
-    """One body on its way, for the audit: from where, how long."""
+    """Bytes on their way, for the audit: from where, how long. Several PATCHes in turn are one (contract §9)."""
 
     def __init__(self, upload: UploadRecord, start: int, peer: str | None, body: UploadBody) -> None:
         self._upload = upload
@@ -119,12 +128,36 @@ class Transfer:
         self._peer = peer
         self._body = body
         self._began_s = time.monotonic()
+        self._requests = 1
+        self._read_before = 0
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since its first request began."""
+        return time.monotonic() - self._began_s
+
+    def continues(self, earlier: "Transfer", end: int) -> bool:
+        """Whether this goes on where `earlier` stopped, for the same sender."""
+        return self.start == end and self._peer == earlier._peer
+
+    def take_over(self, earlier: "Transfer") -> None:
+        """Tell of `earlier` too."""
+        self.start, self._began_s = earlier.start, earlier._began_s
+        self._requests += earlier._requests
+        self._read_before = earlier.bytes_read
+
+    @property
+    def bytes_read(self) -> int:
+        """What its bodies brought."""
+        return self._read_before + self._body.bytes_read
 
     def entry(self, end: int, outcome: str) -> AuditEntry:
         """The audit row of the transfer that ended at `end`."""
         detail = {
             "upload_id": self._upload.upload_id, "offset_before": self.start, "offset_after": end,
-            "bytes_read": self._body.bytes_read, "duration_ms": round(1000 * (time.monotonic() - self._began_s))}
+            "bytes_read": self.bytes_read, "duration_ms": round(1000 * self.age_s)}
+        if self._requests > 1:
+            detail["requests"] = self._requests
         return AuditEntry(self._upload.site, "upload.transfer", self._upload.principal,
                           self._upload.session_id or self._upload.upload_id, self._peer, outcome, detail)
 
@@ -134,19 +167,32 @@ class _Segments:
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
+        self._coming: asyncio.Future[bytes] | None = None
         self.ended = False
 
     async def next(self) -> AsyncIterator[bytes]:
-        """Chunks up to the next such point, or the end."""
+        """Chunks up to the next such point, or the end; none where none came in time."""
         began, given = time.monotonic(), 0
-        while given < SEGMENT_BYTES and time.monotonic() - began < SEGMENT_S:
-            try:
-                chunk = await anext(self._chunks)
-            except StopAsyncIteration:
+        while given < SEGMENT_BYTES and (left_s := began + SEGMENT_S - time.monotonic()) > 0:
+            if self._coming is None:
+                self._coming = asyncio.ensure_future(anext(self._chunks, b""))
+            await asyncio.wait([self._coming], timeout=left_s)
+            if not self._coming.done():
+                return
+            chunk, self._coming = self._coming.result(), None
+            if not chunk:
                 self.ended = True
                 return
             given += len(chunk)
             yield chunk
+
+    async def __aenter__(self) -> "_Segments":
+        return self
+
+    async def __aexit__(self, *_failure: object) -> None:
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.wait([self._coming])
 
 
 async def _tell(terms: Terms, offset: int) -> None:

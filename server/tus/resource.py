@@ -5,15 +5,18 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
+from server.auth import principal_of
 from server.errors import AppError, RequestError
 from server.middleware import as_app_error, verb_of
 from server.tus import protocol, rufh
 from server.tus.answers import close_if_unread, limit_of
+from server.tus.body import SPOILED
 from server.tus.checksum import ALGORITHMS
 from server.tus.handlers import TusHandlers
 from server.tus.interim import expect_nothing
 from server.tus.links import Links
 from server.tus.rufh_handlers import RufhHandlers
+from server.tus.uploads import Uploads
 from storage.blobs.base import LocalPath, sealed
 from storage.errors import StorageError
 from storage.records import UploadState
@@ -27,8 +30,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class FilesResource:
     """The routes of `/files`."""
 
-    def __init__(self, store: Store, tus: TusHandlers, rufh: RufhHandlers, links: Links, max_size_bytes: int) -> None:
+    def __init__(
+        self, store: Store, uploads: Uploads, tus: TusHandlers, rufh: RufhHandlers, links: Links, max_size_bytes: int
+    ) -> None:
         self._store = store
+        self._uploads = uploads
         self._tus = tus
         self._rufh = rufh
         self._links = links
@@ -50,6 +56,8 @@ class FilesResource:
         except (AppError, StorageError) as error:
             response = speaker.failure(as_app_error(error))
             close_if_unread(request, response)
+        if SPOILED in request:
+            response.force_close()
         if not response.prepared:
             if is_tus or verb_of(request) == "OPTIONS":
                 response.headers[protocol.TUS_RESUMABLE] = protocol.VERSION
@@ -77,7 +85,7 @@ class FilesResource:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """The bytes of a finished upload, with Range; plain HTTP, which waits for no lock."""
-        upload = await self._links.find(request, reading=True)
+        upload = self._uploads.find(self._links.upload_id(request), principal_of(request), reading=True).upload
         if upload.state is not UploadState.FINISHED or upload.blob_sha256 is None:
             raise RequestError("not_synced", "the upload is not finished")
         if not isinstance(self._store.blobs, LocalPath):

@@ -30,7 +30,7 @@ class UploadRows:
         self._policy = policy
         self._expires_after = expires_after
 
-    async def look(self, upload: UploadRecord) -> Seen:
+    def look(self, upload: UploadRecord) -> Seen:
         """The upload as it is now: a row that was read before a lock was taken may be stale."""
 
         def unit(tx: Connection) -> Seen:
@@ -39,13 +39,21 @@ class UploadRows:
 
         return self._store.glance(unit)
 
-    async def begin(self, upload: UploadRecord, peer: str | None) -> Seen:
-        """Like `look`, for one who holds the lock and brings bytes, or finishes. RequestError `gone`."""
-        seen = alive(await self.look(upload))
+    async def taken_up(self, seen: Seen, peer: str | None) -> Seen:
+        """For one who holds the lock and brings bytes: a session that waited for them goes on. RequestError `gone`."""
         if seen.upload.state is not UploadState.OPEN or not seen.standing.waits:
             return seen
         standing = await self._store.write(lambda tx: self._policy.taken_up(tx, seen.upload, peer))
         return alive(replace(seen, standing=standing))
+
+    async def sized(self, upload: UploadRecord, length_bytes: int) -> UploadRecord:
+        """The length that was deferred is known now. RequestError `file_too_large`, `inconsistent_upload_length`."""
+
+        def unit(tx: Connection) -> UploadRecord:
+            self._policy.sized(tx, upload, length_bytes)
+            return uploads.get(tx, upload.upload_id)
+
+        return await self._store.write(unit)
 
     def progress(
         self, upload: UploadRecord, durable: int, entry: AuditEntry | None = None
@@ -68,7 +76,7 @@ class UploadRows:
     async def lost(self, upload: UploadRecord, failure: SessionFailure) -> AppError:
         """End the upload for good; gives what its requests are answered from now on."""
         await self._policy.failed(upload, failure)
-        refusal = (await self.look(upload)).standing.refusal
+        refusal = self.look(upload).standing.refusal
         return refusal or RequestError("gone", failure.title, session_id=upload.session_id)
 
 

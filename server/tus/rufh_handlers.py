@@ -1,5 +1,7 @@
 """RUFH on `/files`: one handler per verb: parse, call the use case, answer in its words (draft-12)."""
 
+from dataclasses import replace
+
 from aiohttp import content_disposition_filename, hdrs, parse_content_disposition, web
 
 from server.admission import NewUpload, UploadPolicy
@@ -51,7 +53,15 @@ class RufhHandlers:
         room = self._max_size_bytes if new.length_bytes is None else new.length_bytes
         check_plain_body(request, room, request.content_type)
         claims = rufh.parse_digests(request.headers.get(rufh.CONTENT_DIGEST))
-        admission = await self._policy.admit(new, principal_of(request))
+        who, body = principal_of(request), UploadBody(request, self._pace, room)
+        can_be_told = rufh.interop_version(request.headers) is not None
+        if complete and has_body and not can_be_told and not claims and new.content_encoding is new.repr_digest is None:
+            patched = await self._uploads.create_whole(new, who, body)
+            if patched is not None:
+                response = self._answer(patched, 201, True)
+                response.headers[hdrs.LOCATION] = self._links.upload_url(request, patched.upload.upload_id)
+                return response
+        admission = await self._policy.admit(new, who)
         upload, location = admission.upload, self._links.upload_url(request, admission.upload.upload_id)
         if not admission.created:
             patched = Patched(*await self._uploads.settled(upload))
@@ -59,9 +69,8 @@ class RufhHandlers:
             await self._tell(request, {hdrs.LOCATION: location, **limit_of(upload, self._max_size_bytes)})
             patched = Patched(upload, upload.offset_bytes)
             if has_body or complete:
-                body = UploadBody(request, room, self._pace)
-                patched = await self._append(request, upload, 0, body, Terms(
-                    request.remote, claims, new.length_bytes, complete))
+                patched = await self._uploads.append_first(upload, body, self._terms(request, Terms(
+                    request.remote, claims, new.length_bytes, complete)))
         response = self._answer(patched, 201, complete and admission.created)
         response.headers[hdrs.LOCATION] = location
         if has_body and not request.content.is_eof():
@@ -94,42 +103,43 @@ class RufhHandlers:
         """Offset retrieval (§4.3); takes an unfinished upload over."""
         if {rufh.UPLOAD_OFFSET, rufh.UPLOAD_COMPLETE} & set(request.headers):
             raise RequestError("invalid_header", "a request for the offset states none")  # §4.3.1, MUST
-        upload, offset = await self._uploads.settled(await self._links.find(request, reading=True))
+        upload, offset = await self._uploads.state(
+            self._links.upload_id(request), principal_of(request), request.remote, finishes=False)
         return web.Response(status=200, headers=state_of(upload, offset, self._max_size_bytes))
 
     async def patch(self, request: web.Request) -> web.Response:
         """Upload append (§4.4)."""
         if request.content_type == protocol.OFFSET_CONTENT_TYPE:
             raise RequestError("unsupported_version")
-        upload = await self._links.find(request, reading=False)
-        append = rufh.parse_append(request.headers)
-        room = self._uploads.room(upload, append.offset)
-        known = upload.length_bytes is None or append.offset <= upload.length_bytes
-        check_plain_body(request, room if known else self._max_size_bytes, rufh.PARTIAL_CONTENT_TYPE)
-        body = UploadBody(request, room, self._pace)
-        patched = await self._append(request, upload, append.offset, body, Terms(
-            request.remote, rufh.parse_digests(request.headers.get(rufh.CONTENT_DIGEST)), append.length_bytes,
-            append.complete))
+        append, body = rufh.parse_append(request.headers), UploadBody(request, self._pace)
+
+        def check(upload: UploadRecord) -> None:
+            room = self._uploads.room(upload, append.offset)
+            if upload.length_bytes is None and append.length_bytes is not None:
+                room = max(0, append.length_bytes - append.offset)
+            known = upload.length_bytes is None or append.offset <= upload.length_bytes
+            check_plain_body(request, room if known else self._max_size_bytes, rufh.PARTIAL_CONTENT_TYPE)
+            body.limit_to(room)
+
+        patched = await self._uploads.append(
+            self._links.upload_id(request), principal_of(request), append.offset, body, self._terms(request, Terms(
+                request.remote, rufh.parse_digests(request.headers.get(rufh.CONTENT_DIGEST)), append.length_bytes,
+                append.complete)), check)
         response = self._answer(patched, 204, append.complete)
-        if body.spoils_connection:
-            response.force_close()
         return response
 
     async def delete(self, request: web.Request) -> web.Response:
         """Upload cancellation (§4.5)."""
         if {rufh.UPLOAD_OFFSET, rufh.UPLOAD_COMPLETE} & set(request.headers):
             raise RequestError("invalid_header", "a cancellation states no offset")  # §4.5.1, MUST
-        await self._uploads.delete(await self._links.find(request, reading=False), principal_of(request))
+        await self._uploads.delete(self._links.upload_id(request), principal_of(request))
         return web.Response(status=204)
 
-    async def _append(
-        self, request: web.Request, upload: UploadRecord, offset: int, body: UploadBody, terms: Terms
-    ) -> Patched:
+    def _terms(self, request: web.Request, terms: Terms) -> Terms:
         async def progress(durable: int) -> None:
             await self._tell(request, {rufh.UPLOAD_OFFSET: str(durable)})
 
-        told = Terms(terms.peer, terms.claims, terms.length_bytes, terms.ends, progress)
-        return await self._uploads.append(upload, offset, body, told)
+        return replace(terms, on_durable=progress)
 
     async def _tell(self, request: web.Request, headers: dict[str, str]) -> None:
         """104 (Upload Resumption Supported, §5), only where the versions match: other clients take it for the end."""

@@ -37,13 +37,28 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes in memory that belong at `offset`."""
+
+    offset: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
-    """What sealing gave: the key, digest and size; `existed` when the same bytes were there already."""
+    """What sealing gave: the key, digest and size; `existed` when the same bytes were there already.
+
+    `head`: the first bytes of the content, where they were at hand, at least HEAD_BYTES unless it is shorter.
+    """
 
     key: BlobKey
     sha256: Sha256
     size_bytes: int
     existed: bool
+    head: bytes | None = None
+
+
+HEAD_BYTES = 256
 
 
 class BlobStore(Protocol):
@@ -59,7 +74,7 @@ class BlobStore(Protocol):
     async def append(self, key: BlobKey, offset: int, chunks: AsyncIterable[bytes], *, flush: bool = True) -> int:
         """Write `chunks` from `offset` on and return the new size, all of it on the medium.
 
-        Without `flush` it is in the medium's cache only, for a caller who seals at once.
+        Without `flush` it survives the end of the process, not yet that of the machine: see `flush` and `seal`.
         OffsetMismatch when `offset` is not the size. What `chunks` raises goes on to the caller after
         every byte given before it was written (not necessarily flushed): `size` tells how many.
         FlushFailed: nothing since the last return is known to be durable; never append again.
@@ -67,9 +82,14 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def seal(self, key: BlobKey, expected: Sha256 | None) -> Sealed:
+    async def flush(self, key: BlobKey) -> None:
+        """Put staged bytes on the medium. FlushFailed as `append`."""
+        ...
+
+    async def seal(self, key: BlobKey, expected: Sha256 | None, last: Piece | None = None) -> Sealed:
         """Give staged bytes their final, durable address; the staged name stays until `delete`.
 
+        `last`, the end of the bytes, is appended first: OffsetMismatch and NoSpace as `append`.
         DigestMismatch when `expected` is given and differs. An address that is already taken is read
         again, and replaced if its bytes are damaged.
         """
@@ -93,15 +113,18 @@ class BlobStore(Protocol):
 
 
 Source = Callable[[memoryview], int]
-"""Fills a buffer, waiting in its own thread: gives the count, 0 at the end; what it raises ends the receiving."""
+"""Fills a buffer, waiting in its own thread: gives the count; 0, or what it raises, ends the receiving."""
 
 
 @runtime_checkable
-class Receives(Protocol):
+class Receives(BlobStore, Protocol):
     """A store that takes bytes from a blocking source in threads of its own, for long bodies."""
 
     async def receive(self, key: BlobKey, offset: int, source: Source, on_durable: Callable[[int], None]) -> int:
-        """Like `append`; `on_durable` is called in the loop with each size that has reached the medium on the way."""
+        """Like `append` without `flush`; what is long is flushed on the way.
+
+        `on_durable` is called in the loop with each size that has reached the medium.
+        """
         ...
 
 

@@ -1,23 +1,46 @@
-"""Takes a long body from a blocking source into a file: reading, hashing and flushing side by side, in threads.
+"""Takes a long body from a blocking source into a file: reading, writing and hashing side by side, in threads.
 
-Facts: SHA-256 takes a core at about 1.9 GB/s; writing through the page cache takes another at 0.5 to 1.8, past it
+Facts: SHA-256 takes a core at about 1.8 GB/s; writing through the page cache takes another at 0.5 to 1.1, past it
 (O_DIRECT) at 2 and next to no CPU; all of them leave the interpreter alone meanwhile. `fdatasync` every 64 MiB
 beside them costs almost nothing. Writing past the cache needs memory, offsets and lengths in whole blocks.
 """
 
 import mmap
 import queue
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor
 
 from storage.blobs.base import Source
 
 BUFFER_BYTES = 1024 * 1024
-BUFFERS = 4
+BUFFERS_EACH = 4
 BLOCK_BYTES = 4096
 SEGMENT_BYTES = 64 * 1024 * 1024
 SEGMENT_S = 5.0
+
+
+class Buffers:
+    """Memory that begins on a page, shared by all bodies: made when it is first needed, at most `most` pieces."""
+
+    def __init__(self, most: int) -> None:
+        self._free: queue.LifoQueue[mmap.mmap] = queue.LifoQueue()
+        self._left = most
+        self._lock = threading.Lock()
+
+    def take(self) -> mmap.mmap:
+        """A buffer; waits for one where all are in use: whoever reads gives his back soon."""
+        try:
+            return self._free.get_nowait()
+        except queue.Empty:
+            with self._lock:
+                makes, self._left = self._left > 0, max(0, self._left - 1)
+            return mmap.mmap(-1, BUFFER_BYTES) if makes else self._free.get()
+
+    def give(self, buffer: mmap.mmap) -> None:
+        """Back for others."""
+        self._free.put(buffer)
 
 
 class Receiving:
@@ -27,60 +50,76 @@ class Receiving:
     """
 
     def __init__(
-        self, offset: int, source: Source, *, write: Callable[[memoryview, int], None], flush: Callable[[], None],
-        digest: Callable[[memoryview], object], on_durable: Callable[[int], None],
+        self, offset: int, source: Source, buffers: Buffers, helpers: Executor, *,
+        write: Callable[[memoryview, int], None], flush: Callable[[], None], digest: Callable[[memoryview], object],
+        on_durable: Callable[[int], None],
     ) -> None:
         self.offset = offset
         self._source = source
+        self._buffers = buffers
+        self._helpers = helpers
         self._write = write
         self._flush = flush
         self._digest = digest
         self._on_durable = on_durable
-        self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-        for _ in range(BUFFERS):
-            self._free.put(mmap.mmap(-1, BUFFER_BYTES))  # begins on a page
+        self._mine = threading.Semaphore(BUFFERS_EACH)
+        self._read: queue.SimpleQueue[tuple[mmap.mmap, int] | None] = queue.SimpleQueue()
         self._written: queue.SimpleQueue[tuple[mmap.mmap, int] | None] = queue.SimpleQueue()
+        self._failure: Exception | None = None
 
     def run(self) -> int:
-        """Receive until the source ends; everything it gave is written and hashed, whatever it raises."""
-        with ThreadPoolExecutor(2, "receiving") as helpers:
-            hashing = helpers.submit(self._hash)
-            try:
-                self._receive(helpers)
-            finally:
-                self._written.put(None)
-                hashing.result()
-        self._flush()
+        """Receive until the source gives no more; what it gave is written and hashed, whatever it raises."""
+        writing, hashing = self._helpers.submit(self._write_all), self._helpers.submit(self._hash_all)
+        try:
+            self._read_all()
+        finally:
+            self._read.put(None)
+            writing.result()
+            self._written.put(None)
+            hashing.result()
+        if self._failure is not None:
+            raise self._failure
         return self.offset
 
-    def _receive(self, helpers: ThreadPoolExecutor) -> None:
-        flushing: Future[None] | None = None
-        flushed, began = self.offset, time.monotonic()
-        try:
-            while True:
-                buffer = self._free.get()
+    def _read_all(self) -> None:
+        position = self.offset
+        while self._failure is None:
+            self._mine.acquire()
+            buffer, count = self._buffers.take(), 0
+            try:
                 # a full buffer ends on a block, so that the next one begins on one
-                count = self._source(memoryview(buffer)[: BUFFER_BYTES - self.offset % BLOCK_BYTES])
+                count = self._source(memoryview(buffer)[: BUFFER_BYTES - position % BLOCK_BYTES])
+            finally:
                 if count == 0:
-                    return
-                self._write(memoryview(buffer)[:count], self.offset)
-                self.offset += count
-                self._written.put((buffer, count))
-                if self.offset - flushed >= SEGMENT_BYTES or time.monotonic() - began >= SEGMENT_S:
-                    if flushing is not None:
-                        flushing.result()  # at most one segment waits for the medium
-                    flushing = helpers.submit(self._make_durable, self.offset)
-                    flushed, began = self.offset, time.monotonic()
-        finally:
-            if flushing is not None:
-                flushing.result()
+                    self._release(buffer)
+            if count == 0:
+                return
+            position += count
+            self._read.put((buffer, count))
 
-    def _make_durable(self, offset: int) -> None:
-        self._flush()
-        self._on_durable(offset)
+    def _write_all(self) -> None:
+        flushed, began = self.offset, time.monotonic()
+        while (item := self._read.get()) is not None:
+            buffer, count = item
+            if self._failure is None:
+                try:
+                    self._write(memoryview(buffer)[:count], self.offset)
+                    self.offset += count
+                    if self.offset - flushed >= SEGMENT_BYTES or time.monotonic() - began >= SEGMENT_S:
+                        self._flush()
+                        self._on_durable(self.offset)
+                        flushed, began = self.offset, time.monotonic()
+                except Exception as error:  # noqa: BLE001 - raised again in `run`, for whoever waits
+                    self._failure = error
+            self._written.put(item)
 
-    def _hash(self) -> None:
+    def _hash_all(self) -> None:
         while (item := self._written.get()) is not None:
             buffer, count = item
-            self._digest(memoryview(buffer)[:count])
-            self._free.put(buffer)
+            if self._failure is None:
+                self._digest(memoryview(buffer)[:count])
+            self._release(buffer)
+
+    def _release(self, buffer: mmap.mmap) -> None:
+        self._buffers.give(buffer)
+        self._mine.release()

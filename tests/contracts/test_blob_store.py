@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs.base import BlobStore, Lists, LocalPath, Receives, Source, Span, Truncates, sealed, staging
+from storage.blobs.base import (
+    HEAD_BYTES,
+    BlobStore,
+    Lists,
+    LocalPath,
+    Piece,
+    Receives,
+    Source,
+    Span,
+    Truncates,
+    sealed,
+    staging,
+)
 from storage.blobs.filesystem import FilesystemBlobs
 from storage.errors import DigestMismatch, FlushFailed, NoSpace, NotFound, OffsetMismatch
 from storage.records import Sha256
@@ -190,6 +202,58 @@ async def test_a_failed_fsync_is_told_and_not_tried_again(blobs: BlobStore, monk
         await blobs.append(KEY, 0, chunks(b"abc"))
     assert len(tried) == 1
     assert isinstance(blobs, Receives)
+    monkeypatch.setattr("storage.blobs.receiving.SEGMENT_BYTES", 1)
     with pytest.raises(FlushFailed):
-        await blobs.receive(KEY, 3, source_of(b"abc"), lambda _size: None)
+        await blobs.receive(KEY, 3, source_of(b"abc", b"def"), lambda _size: None)
     assert len(tried) == 2
+    for work in (blobs.flush(KEY), blobs.seal(KEY, None)):
+        with pytest.raises(FlushFailed):
+            await work
+
+
+async def test_a_name_that_the_disk_does_not_confirm_is_told_too(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await blobs.append(KEY, 0, chunks(b"abc"))
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for work in (blobs.flush(KEY), blobs.seal(KEY, None)):
+        with pytest.raises(FlushFailed):
+            await work
+
+
+async def test_the_last_piece_is_sealed_with_what_came_before(blobs: BlobStore) -> None:
+    await blobs.append(KEY, 0, chunks(b"abc"), flush=False)
+    with pytest.raises(OffsetMismatch):
+        await blobs.seal(KEY, None, Piece(2, b"def"))
+    blob = await blobs.seal(KEY, digest([b"abcdef"]), Piece(3, b"def"))
+    assert (blob.sha256, blob.size_bytes, blob.existed, blob.head) == (digest([b"abcdef"]), 6, False, None)
+    assert await content(blobs, blob.key) == b"abcdef" == await content(blobs, KEY)
+
+
+async def test_a_whole_file_is_sealed_at_once_and_its_head_is_told(blobs: BlobStore) -> None:
+    blob = await blobs.seal(KEY, None, Piece(0, b"abc" * 1000))
+    assert blob.head is not None and blob.head == (b"abc" * 1000)[: len(blob.head)] and len(blob.head) >= HEAD_BYTES
+    other = staging("default", "other")
+    assert (await blobs.seal(other, None, Piece(0, b"abc" * 1000))).existed
+    with pytest.raises(DigestMismatch):
+        await blobs.seal(staging("default", "bad"), digest([b"x"]), Piece(0, b"y"))
+
+
+async def test_bytes_are_never_written_elsewhere_than_at_the_end(blobs: BlobStore) -> None:
+    assert isinstance(blobs, Receives) and isinstance(blobs, Truncates)
+    truncates = blobs
+    cut = asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield bytes(1024 * 1024)
+        await truncates.truncate(KEY, 10)
+        cut.set()
+        yield bytes(1024 * 1024)
+
+    with pytest.raises(OffsetMismatch):
+        await blobs.append(KEY, 0, parts())
+    assert cut.is_set() and await blobs.size(KEY) == 10

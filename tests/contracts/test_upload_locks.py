@@ -20,7 +20,7 @@ from server.tus.locks import MachineLocks
 
 async def main():
     left = asyncio.Event()
-    async with MachineLocks(Path(sys.argv[1])).take(sys.argv[2], lambda code: left.set()):
+    async with await MachineLocks(Path(sys.argv[1])).take(sys.argv[2], lambda code: left.set()):
         print("held", flush=True)
         await left.wait()
 
@@ -42,36 +42,36 @@ async def test_a_newcomer_makes_the_holder_leave(locks: UploadLocks) -> None:
     left = asyncio.Event()
 
     async def hold() -> None:
-        async with locks.take("one", lambda code: left.set()):
+        async with await locks.take("one", lambda code: left.set()):
             await left.wait()
 
     holder = asyncio.ensure_future(hold())
     await eventually(lambda: locks.is_held("one"))
     began = time.monotonic()
-    async with locks.take("one", nobody):
+    async with await locks.take("one", nobody):
         assert left.is_set()
     await holder
     assert time.monotonic() - began < 0.9 and not locks.is_held("one")
 
 
 async def test_a_holder_that_does_not_leave_keeps_the_newcomer_out_for_a_second(locks: UploadLocks) -> None:
-    async with locks.take("one", nobody):
+    async with await locks.take("one", nobody):
         with pytest.raises(RequestError, match="writes") as refusal:
-            async with locks.take("one", nobody):
+            async with await locks.take("one", nobody):
                 pass
     assert (refusal.value.code, refusal.value.status) == ("upload_locked", 503)
-    async with locks.take("one", nobody):
+    async with await locks.take("one", nobody):
         assert locks.is_held("one")
 
 
 async def test_uploads_do_not_wait_for_one_another(locks: UploadLocks) -> None:
-    async with locks.take("one", nobody), locks.take("two", nobody):
+    async with await locks.take("one", nobody), await locks.take("two", nobody):
         assert locks.is_held("one") and locks.is_held("two") and not locks.is_held("three")
 
 
 async def test_a_stopping_process_asks_its_holders_to_leave(locks: UploadLocks) -> None:
     left = asyncio.Event()
-    async with locks.take("one", lambda code: left.set()):
+    async with await locks.take("one", lambda code: left.set()):
         locks.stop_all()
         assert left.is_set()
 
@@ -89,7 +89,7 @@ async def test_a_holder_in_another_process_leaves_or_is_known_to_be_dead(tmp_pat
             other.kill()
             other.wait()
         began = time.monotonic()
-        async with locks.take(upload_id, nobody):
+        async with await locks.take(upload_id, nobody):
             assert time.monotonic() - began < 0.9
     finally:
         other.kill()
@@ -97,5 +97,5 @@ async def test_a_holder_in_another_process_leaves_or_is_known_to_be_dead(tmp_pat
 
 
 async def test_servers_of_other_folders_share_nothing(tmp_path: Path) -> None:
-    async with MachineLocks(tmp_path / "a").take("one", nobody):
+    async with await MachineLocks(tmp_path / "a").take("one", nobody):
         assert not MachineLocks(tmp_path / "b").is_held("one")

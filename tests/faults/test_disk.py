@@ -1,5 +1,6 @@
 """The disk at its worst: a reboot, bytes that vanish, a full medium."""
 
+import asyncio
 import os
 import sqlite3
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.server import Server, create, patch, upload_url
+from tests.support import eventually
 from tests.tus.test_cut_uploads import MIB, half_sent, random_bytes, wait_for_bytes
 
 
@@ -17,11 +19,23 @@ def sql(server: Server, statement: str) -> None:
         database.execute(statement)
 
 
+def wait_until_flushed(server: Server, url: str, size: int) -> None:
+    """Until the row says that `size` bytes are on the medium: at most five seconds (contract §2)."""
+
+    def noted() -> bool:
+        with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database:
+            row = database.execute("SELECT offset_bytes FROM upload WHERE upload_id = ?", (url.rsplit("/", 1)[1],))
+            return bool(row.fetchone()[0] == size)
+
+    asyncio.run(eventually(noted, 8))
+
+
 def test_after_a_reboot_only_what_was_flushed_counts(server: Server) -> None:
     content = random_bytes(2 * MIB, 21)
     session = create(server, content, file_name="a.bin")
     url = upload_url(server, session["session_id"])
     patch(server, url, content[:1000])
+    wait_until_flushed(server, url, 1000)
     half_sent(server, url, content[1000:], MIB, 1000)
     wait_for_bytes(server, session["session_id"], MIB // 2)
     server.kill()
@@ -36,6 +50,7 @@ def test_when_flushed_bytes_vanish_the_url_is_gone_and_a_retry_goes_on_from_a_ne
     session = create(server, content, file_name="a.bin")
     url = upload_url(server, session["session_id"])
     patch(server, url, content[:5000])
+    wait_until_flushed(server, url, 5000)
     staged = server.folder / "data" / "blobs" / "staging" / "site-default" / url.rsplit("/", 1)[1]
     os.truncate(staged, 3000)
     answer = server.tus("HEAD", url)

@@ -1,5 +1,6 @@
 """Bad lines and dead processes: what arrived is kept, the offset is right, the resumed file verifies."""
 
+import asyncio
 import io
 import random
 import threading
@@ -12,6 +13,7 @@ from tusclient.exceptions import TusCommunicationError
 
 from tests.proxy import CuttingProxy
 from tests.server import Server, create, patch, sha256, upload_url
+from tests.support import eventually
 
 MIB = 1024 * 1024
 
@@ -165,4 +167,4 @@ def test_at_start_what_is_staged_for_nobody_is_freed_and_what_is_complete_is_fin
     (staging / "00000000-0000-0000-0000-000000000000").write_bytes(b"of nobody")
     server.restart()
     assert server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["status"] == "SYNCED"
-    assert list(staging.iterdir()) == []
+    asyncio.run(eventually(lambda: list(staging.iterdir()) == []))

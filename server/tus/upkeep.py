@@ -1,0 +1,62 @@
+"""What is done about uploads without being asked: at start, after a crash, and when their time is over."""
+
+import structlog
+
+from server.admission import UploadPolicy
+from server.errors import AppError, SessionFailure
+from server.tus.locks import UploadLocks
+from server.tus.uploads import Uploads
+from storage import uploads
+from storage.blobs.base import BlobKey, Lists, sealed
+from storage.errors import StorageError
+from storage.records import UploadRecord, UploadState
+from storage.store import Store
+
+log = structlog.get_logger()
+
+
+class Upkeep:
+    """Cleans, finishes and expires."""
+
+    def __init__(self, store: Store, policy: UploadPolicy, locks: UploadLocks, use_cases: Uploads) -> None:
+        self._store = store
+        self._policy = policy
+        self._locks = locks
+        self._uploads = use_cases
+
+    async def clean_staging(self) -> None:
+        """At start, when nobody writes: free what is staged for nobody.
+
+        The bytes of an upload that is STAGING_LOST stay: a retry begins with their good prefix.
+        """
+        if not isinstance(self._store.blobs, Lists):
+            return
+        async for key in self._store.blobs.keys("staging"):
+            owner = await self._store.read(lambda tx, key=key: uploads.find(tx, key.name))  # type: ignore[misc]
+            if owner is None:
+                await self._forget_seal(key)
+            if owner is None or (owner.state is not UploadState.OPEN and owner.gone_reason != "STAGING_LOST"):
+                await self._store.blobs.delete(key)
+
+    async def _forget_seal(self, key: BlobKey) -> None:
+        """A crash came between the sealing of a file that was created whole and the rows that tell of it."""
+        digest = await self._store.blobs.digest(key)
+        if await self._store.read(lambda tx: uploads.find_blob(tx, key.site, digest)) is None:
+            await self._store.blobs.delete(sealed(key.site, digest))
+
+    async def finish_left(self) -> None:
+        """Finish uploads whose last byte came before a crash of the process that took it."""
+        for upload in await self._store.read(uploads.unfinished):
+            if self._locks.is_held(upload.upload_id):
+                continue
+            try:
+                whole = upload.is_final or await self._uploads.offset(upload) == upload.length_bytes
+                if whole and not upload.is_partial:
+                    await self._uploads.complete(upload.upload_id, None)
+            except (AppError, StorageError) as error:
+                log.warning("upload.recovery", upload_id=upload.upload_id, code=error.code)
+
+    async def expire(self, upload: UploadRecord) -> None:
+        """End one upload whose time is over, unless it is being written to."""
+        if not self._locks.is_held(upload.upload_id):
+            await self._policy.failed(upload, SessionFailure("UPLOAD_EXPIRED"))
