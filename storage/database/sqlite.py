@@ -34,7 +34,7 @@ READERS = 4
 CHECKPOINT_PAGES = 8192
 """How long the log grows, 32 MiB, before its pages go to their places: a page that changes often goes there once."""
 DURABLE = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF",
-           f"wal_autocheckpoint={CHECKPOINT_PAGES}")
+           f"wal_autocheckpoint={CHECKPOINT_PAGES}", "temp_store=MEMORY")  # savepoints keep old pages: not in a file
 READING = ("query_only=ON", "trusted_schema=OFF")
 
 
