@@ -84,8 +84,10 @@ class Receiver:
         noted_at_s, noted_end = time.monotonic(), upload.offset_bytes
         try:
             # a thread is held only while bytes flow: a sender that is silent, or slow, is waited for in the loop
-            while not body.ended:
+            while True:
                 end = await blobs.receive(key, end, body.read, durable.put_nowait)
+                if body.ended:
+                    break
                 left_s = noted_at_s + SEGMENT_S - time.monotonic()
                 if left_s <= 0 and end != noted_end:
                     await blobs.flush(key)
