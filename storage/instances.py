@@ -12,7 +12,6 @@ from storage.tables import arrival, image, quarantine, series, study
 _COLUMNS = [image.c[field.name] for field in fields(ImageRecord)]
 _NAMES = [column.name for column in image.c if column.name != "id"]
 _ADD = inserting(image, without=("id",))
-_BY_ID = Prepared(select(*_COLUMNS).where(image.c.id == bindparam("wanted")))
 _BY_SOP_INSTANCE = Prepared(select(*_COLUMNS).where(
     image.c.site == bindparam("wanted_site"), image.c.sop_instance_uid == bindparam("wanted"),
     image.c.superseded_by.is_(None)))
@@ -67,10 +66,8 @@ def ensure_series(
 
 def add(tx: Connection, **values: Any) -> ImageRecord:  # the columns of the image table but id, stored_at
     """Insert an image; Refused when a live image has its SOP Instance UID."""
-    image_id = _ADD.insert(tx, **{**dict.fromkeys(_NAMES), "stored_at": timestamp(), **values})
-    row = _BY_ID.first(tx, wanted=image_id)
-    assert row is not None, "it was just written"
-    return ImageRecord(*row)
+    row = {**dict.fromkeys(_NAMES), "stored_at": timestamp(), **values}
+    return ImageRecord(id=_ADD.insert(tx, **row), **row)
 
 
 def add_arrival(tx: Connection, **values: Any) -> int:  # the columns of the arrival table but id, arrived_at

@@ -1,7 +1,7 @@
 """Units of work on uploads and blobs. Offsets compare and set; nothing here touches bytes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
@@ -12,6 +12,7 @@ from storage.records import DEFAULT_SITE, BlobRecord, UploadRecord, UploadState,
 from storage.tables import arrival, blob, clock, image, quarantine, session, upload, upload_part
 
 _COLUMNS = [upload.c[field.name] for field in fields(UploadRecord)]
+_NAMES = [column.name for column in upload.c]
 _STATE = [field.name for field in fields(UploadRecord)].index("state")
 _ADD = inserting(upload)
 _FIND = Prepared(select(*_COLUMNS).where(upload.c.upload_id == bindparam("wanted")))
@@ -37,7 +38,7 @@ def _record(row: Row[Any] | tuple[Any, ...]) -> UploadRecord:  # a row of the up
 
 def add(tx: Connection, record: UploadRecord) -> None:
     """Insert a new upload. Refused when its session has a live one."""
-    _ADD.run(tx, **asdict(record))
+    _ADD.run(tx, **{name: getattr(record, name) for name in _NAMES})
 
 
 def find(tx: Connection, upload_id: str) -> UploadRecord | None:

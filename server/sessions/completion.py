@@ -11,7 +11,7 @@ from server.admission import Unit, Verdict
 from server.errors import SessionFailure
 from server.filing import Files, Inspection, Origin
 from server.sessions import machine, receipts
-from server.sessions.moves import Columns, fail, move, note
+from server.sessions.moves import Columns, fail, note, walk
 from server.worker import Done, Tasks, Worker, leased
 from storage import jobs, sessions, uploads
 from storage.blobs.base import Sealed
@@ -158,7 +158,8 @@ class Completion:
         claims = receipts.session_claims(record, filed.image, inspected, position)
         stored = {"server_image_id": filed.image.id, "synced_at": timestamp(), "receipt": self._signer.sign(claims),
                   "duplicate_of": _twin(tx, record)}
-        move(tx, record, Status.SYNCED, "server", **(columns | stored))
+        changed = walk(tx, record, [(Status.SYNCED, columns | stored)], "server", None)
+        sessions.change(tx, record.session_id, record.status, **changed)
         return Verdict(Status.SYNCED)
 
 

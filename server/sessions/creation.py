@@ -79,9 +79,8 @@ def create(
         sessions.change(tx, holder.session_id, holder.status, dedup_key=None)
     record = _record(new, visit, who, key, holder.session_id if holder else None)
     position = note(tx, record, "session.created", who.name, peer, supersedes=record.supersedes)
-    record = replace(record, seq=position.seq)
-    if for_bytes:
-        record, _ = walk(tx, record, taking_bytes(record), who.name, peer)
+    changed = walk(tx, record, taking_bytes(record), who.name, peer) if for_bytes else {"seq": position.seq}
+    record = replace(record, **changed)
     try:
         sessions.add(tx, record)
     except Refused as error:  # the id exists in another site, which must not be told apart

@@ -26,10 +26,10 @@ def note(
 def walk(
     tx: Connection, record: SessionRecord, steps: Sequence[tuple[Status, Columns]], actor: str, peer: str | None,
     detail: Columns | None = None,
-) -> tuple[SessionRecord, Columns]:
+) -> Columns:
     """Check and audit moves in the table's sense, one after another, and write nothing else.
 
-    Gives the session after them and the columns that they changed. RequestError `invalid_transition`.
+    Gives the columns of the session that they change. RequestError `invalid_transition`.
     """
     status, changed = record.status, Columns()
     for to, columns in steps:
@@ -37,7 +37,7 @@ def walk(
         position = note(tx, record, "session.status", actor, peer, **{"from": status, "to": to, **(detail or {})})
         status = to
         changed |= {**columns, "status": to, "seq": position.seq}
-    return replace(record, updated_at=timestamp(), **changed), changed
+    return changed
 
 
 def move(
@@ -53,9 +53,9 @@ def move_on(
     detail: Columns | None = None,
 ) -> SessionRecord:
     """Several moves at once: each is audited, the row is compared and set once. RequestError, or Conflict."""
-    moved, changed = walk(tx, record, steps, actor, peer, detail)
+    changed = walk(tx, record, steps, actor, peer, detail)
     sessions.change(tx, record.session_id, record.status, **changed)
-    return moved
+    return replace(record, updated_at=timestamp(), **changed)
 
 
 def fail(

@@ -7,12 +7,26 @@ from sqlalchemy import Connection
 
 T = TypeVar("T")
 _LEARNED = "learned"
+_ENDS = "ends"
 
 
 def learned(tx: Connection) -> dict[str, Any]:
     """What units know of this transaction's own rows, so that they need not ask again; gone with the transaction."""
     known: dict[str, Any] = tx.info.setdefault(_LEARNED, {})
     return known
+
+
+def at_unit_end(tx: Connection, work: Callable[[Connection], None]) -> None:
+    """Run `work` once before the unit ends, in its transaction: for what is better written in one go."""
+    known = learned(tx)
+    known.setdefault(_ENDS, {})[work] = None
+
+
+def end_unit(tx: Connection) -> None:
+    """The unit ends: whatever was left for its end is done."""
+    ends = learned(tx).pop(_ENDS, None)
+    for work in ends or ():
+        work(tx)
 
 
 def forget(tx: Connection) -> None:
@@ -26,7 +40,7 @@ class Database(Protocol):
     The caller guarantees that a unit touches nothing but the connection, and may be run again after it
     raised. The database guarantees that `write` returns only once the unit is durable, that a unit which
     raises leaves no trace and harms no other unit, and that units commit one after another. It calls `forget`
-    at each begin and rollback.
+    at each begin and rollback, and `end_unit` as the last part of each unit.
     Both raise what the unit raises; the database's own refusals come as `storage.errors`.
     """
 

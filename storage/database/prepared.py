@@ -69,6 +69,7 @@ class Prepared:
         self._statement = statement
         self._names = names
         self._compiled: _Compiled | None = None
+        self._texts: dict[int, str] = {}
 
     def _cursor(self, tx: Connection, values: dict[str, Any]) -> tuple[_Compiled, sqlite3.Cursor]:
         compiled = self._compiled
@@ -111,6 +112,25 @@ class Prepared:
             key = tx.execute(self._statement, values).inserted_primary_key
             return int(key[0]) if key else 0
         return int(self._cursor(tx, values)[1].lastrowid or 0)
+
+
+    def insert_all(self, tx: Connection, rows: list[dict[str, Any]]) -> None:
+        """Execute an insert that names every column for many rows, as one statement."""
+        if tx.dialect.name != "sqlite":
+            tx.execute(self._statement, rows)
+            return
+        text = self._texts.get(len(rows))
+        if text is None:
+            assert isinstance(self._statement, Insert), "only inserts take many rows"
+            columns, places = ", ".join(self._names), f"({', '.join('?' * len(self._names))})"
+            text = f"INSERT INTO {self._statement.table.name} ({columns}) VALUES {', '.join([places] * len(rows))}"
+            self._texts[len(rows)] = text
+        driver = tx.connection.dbapi_connection
+        assert isinstance(driver, sqlite3.Connection), "the one dialect that is prepared"
+        try:
+            driver.execute(text, [row[name] for row in rows for name in self._names])
+        except sqlite3.Error as error:
+            raise sqlite_failure(error) from error
 
 
 def inserting(table: Any, without: tuple[str, ...] = ()) -> Prepared:  # a Table of any columns

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from storage.database.base import forget
+from storage.database.base import end_unit, forget
 from storage.database.prepared import sqlite_failure
 from storage.errors import StorageError, StorageIO
 
@@ -152,9 +152,12 @@ class SqliteDatabase:
         try:
             driver.execute("BEGIN")
             try:
-                return unit(connection)
+                result = unit(connection)
+                end_unit(connection)
+                return result
             finally:
                 driver.execute("ROLLBACK")
+                forget(connection)
         except (DBAPIError, sqlite3.Error) as error:
             raise translate(error) from error
 
@@ -213,6 +216,7 @@ class SqliteDatabase:
         driver.execute("SAVEPOINT unit")
         try:
             unit.result = unit.run(self._writer)
+            end_unit(self._writer)
         except Exception as error:  # noqa: BLE001 - the rim of the writer: each unit gets its own
             driver.execute("ROLLBACK TO unit")
             forget(self._writer)
