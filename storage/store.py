@@ -28,9 +28,9 @@ class Store:
         """See Database.glance."""
         return self.database.glance(unit)
 
-    async def write(self, unit: Callable[[Connection], T]) -> T:
+    async def write(self, unit: Callable[[Connection], T], *, light: bool = False) -> T:
         """See Database.write."""
-        return await self.database.write(unit)
+        return await self.database.write(unit, light=light)
 
     async def held_bytes(self, upload: UploadRecord) -> int:
         """How many bytes of an open upload are there: all in its file while this boot lasts, the flushed ones after it.

@@ -44,8 +44,12 @@ class Database(Protocol):
     Both raise what the unit raises; the database's own refusals come as `storage.errors`.
     """
 
-    async def write(self, unit: Callable[[Connection], T]) -> T:
-        """Run `unit` in a durable transaction of its own."""
+    async def write(self, unit: Callable[[Connection], T], *, light: bool = False) -> T:
+        """Run `unit` in a durable transaction of its own.
+
+        A `light` one survives the end of the process at once, that of the machine with the next one that is not
+        light: for what a power cut may undo, because nobody was promised anything yet.
+        """
         ...
 
     async def read(self, unit: Callable[[Connection], T]) -> T:

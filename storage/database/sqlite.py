@@ -94,10 +94,11 @@ def writer_lock(path: Path) -> Iterator[None]:
 class _Unit:
     """A unit of work on its way through the writer: its outcome goes to `future` in the loop that waits for it."""
 
-    __slots__ = ("failure", "future", "loop", "result", "run")
+    __slots__ = ("failure", "future", "light", "loop", "result", "run")
 
-    def __init__(self, run: Callable[[Connection], Any]) -> None:  # the result type is the caller's
+    def __init__(self, run: Callable[[Connection], Any], light: bool) -> None:  # the result type is the caller's
         self.run = run
+        self.light = light
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.result: Any = None
@@ -120,17 +121,18 @@ class SqliteDatabase:
         self._path = path
         self._units: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._writer = _connect(path, read_only=False)
+        self._flushes = True
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._reading = threading.local()
         self._opened: list[Connection] = []
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
-    async def write(self, unit: Callable[[Connection], T]) -> T:
-        """Run `unit` in the next group; returns once the group's commit is on the medium."""
+    async def write(self, unit: Callable[[Connection], T], *, light: bool = False) -> T:
+        """Run `unit` in the next group; returns once the group's commit is on the medium, or all are light."""
         if self._units.qsize() >= QUEUE_UNITS:
             raise StorageIO("the database's writer has fallen behind")
-        waiting = _Unit(unit)
+        waiting = _Unit(unit, light)
         self._units.put(waiting)
         result: T = await waiting.future
         return result
@@ -196,6 +198,7 @@ class SqliteDatabase:
         try:
             with writer_lock(self._path):
                 forget(self._writer)
+                self._flush_at_commit(driver, not all(unit.light for unit in running))
                 driver.execute("BEGIN IMMEDIATE")
                 for unit in running:
                     self._run_unit(driver, unit)
@@ -211,6 +214,12 @@ class SqliteDatabase:
         for loop in {unit.loop for unit in running}:
             with suppress(RuntimeError):  # a loop that was closed waits for nothing
                 loop.call_soon_threadsafe(_tell, [unit for unit in running if unit.loop is loop])
+
+    def _flush_at_commit(self, driver: sqlite3.Connection, wanted: bool) -> None:
+        # NORMAL leaves the log to the next commit that is FULL, whose fsync covers all that lies before it
+        if wanted != self._flushes:
+            driver.execute(f"PRAGMA synchronous={'FULL' if wanted else 'NORMAL'}")
+            self._flushes = wanted
 
     def _run_unit(self, driver: sqlite3.Connection, unit: _Unit) -> None:
         driver.execute("SAVEPOINT unit")

@@ -51,6 +51,23 @@ async def test_a_glance_sees_what_was_committed_and_cannot_write(store: Store) -
     assert store.glance(audit.verify).rows == 2, "the refused one holds no snapshot"
 
 
+async def test_a_light_unit_is_seen_at_once_and_takes_its_place_in_the_chain(store: Store) -> None:
+    await asyncio.gather(*(
+        store.write(lambda tx: audit.append(tx, entry()), light=number % 3 != 0) for number in range(60)))
+    last = await store.write(lambda tx: audit.append(tx, entry("light")), light=True)
+    assert last.seq == 61 == store.glance(audit.verify).rows
+    assert (await store.read(audit.verify)).fault is None
+
+
+async def test_what_a_unit_appended_is_read_in_the_same_unit(store: Store) -> None:
+    def unit(tx: Connection) -> list[str]:
+        audit.append(tx, entry("one"))
+        audit.append(tx, entry("two"))
+        return [row["action"] for row in audit.after(tx, 0, 10)]
+
+    assert await store.write(unit) == ["one", "two"]
+
+
 async def test_two_processes_share_one_chain(store: Store, tmp_path: Path) -> None:
     other = open_store(tmp_path / "p.db", tmp_path / "blobs")
     try:
