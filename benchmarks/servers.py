@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -96,8 +96,10 @@ class Started:
             self.process.join()
 
 
-def start(name: str, folder: Path, workers: int = 1, port: int | None = None) -> Started:
-    """Start a server and wait until it listens."""
+def start(
+    name: str, folder: Path, workers: int = 1, port: int | None = None, reserve_bytes: int = 0
+) -> Started:
+    """Start a server and wait until it listens; `reserve_bytes` is for Packhorse."""
     port = port or free_port()
     if name == CEILING:
         child = multiprocessing.get_context("fork").Process(target=_discard, args=(port,), daemon=True)
@@ -107,7 +109,7 @@ def start(name: str, folder: Path, workers: int = 1, port: int | None = None) ->
     store = folder / "files"
     store.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        _command(name, port, store, workers),
+        _command(name, port, store, workers, reserve_bytes),
         cwd=PEERS if name != PACKHORSE else HERE.parent,
         stdout=subprocess.DEVNULL,
         stderr=(folder / "log").open("ab"),
@@ -121,13 +123,13 @@ def start(name: str, folder: Path, workers: int = 1, port: int | None = None) ->
     return Started(server, process)
 
 
-def _command(name: str, port: int, store: Path, workers: int) -> list[str]:
+def _command(name: str, port: int, store: Path, workers: int, reserve_bytes: int) -> list[str]:
     if name == REFERENCE:
         return ["node", "tus_node.mjs", str(port), str(store)]
     if name != PACKHORSE:
         return [str(PYTHON), "tus_python.py", name, str(port), str(store)]
     config = store / "packhorse.toml"
-    config.write_text(f"[http]\nport = {port}\n[dicom]\nenabled = false\n[uploads]\nreserve_bytes = 0\n")
+    config.write_text(f"[http]\nport = {port}\n[dicom]\nenabled = false\n[uploads]\nreserve_bytes = {reserve_bytes}\n")
     return [sys.executable, "-m", "server", "serve", "--config", str(config), "--workers", str(workers)]
 
 
@@ -186,11 +188,15 @@ def _discard(port: int) -> None:
                 "Content-Length: 0\r\n\r\n".encode()
             )
 
+    def served(line: socket.socket) -> None:
+        with suppress(ConnectionResetError):  # the client has gone
+            serve(line)
+
     listener = socket.create_server(("127.0.0.1", port), backlog=64)
     while True:
         line, _ = listener.accept()
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=serve, args=(line,), daemon=True).start()
+        threading.Thread(target=served, args=(line,), daemon=True).start()
 
 
 def node_version() -> str:

@@ -30,14 +30,19 @@ def main() -> int:
     for medium, root in media.items():
         with tempfile.TemporaryDirectory(dir=root) as folder:
             for row in chosen:
-                if medium == "disk" or not row.on_disk_only:
+                if medium == "disk" or row.must_be_on_tmpfs is not None:
                     found |= _measure(row, medium, names, Path(folder), scale, rounds, workers)
-    survived, fsyncs = {}, None
+    survived, full, fsyncs = {}, {}, None
     with tempfile.TemporaryDirectory(dir=media["disk"]) as folder:
         if not wanted or "survives" in wanted:
             survived = {
                 (how, name): rows.broken(name, Path(folder), how, scale, workers)
                 for how in rows.BREAKS
+                for name in names
+                if name != servers.CEILING
+            }
+            full = {
+                name: rows.on_a_full_disk(name, Path(folder), workers) or "not tried"
                 for name in names
                 if name != servers.CEILING
             }
@@ -47,6 +52,7 @@ def main() -> int:
         names,
         found,
         survived,
+        full,
         fsyncs,
         media["disk"],
         scale=scale,
