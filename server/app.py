@@ -12,6 +12,7 @@ from server.health import readiness
 from server.proxies import behind_proxies
 from server.services import Services
 from server.sessions.schema import CreateSession
+from server.tus.resource import name_version
 from storage import tokens
 
 VERSION = "0.1.0"
@@ -26,6 +27,7 @@ def create_app(services: Services) -> web.Application:
         middleware.request_id, cross_origin.preflight, services.connections.watch,
         behind_proxies(http.trusted_proxies), middleware.authenticated(services.authenticator)])
     app.on_response_prepare.append(cross_origin.sign)
+    app.on_response_prepare.append(name_version)
     app.add_routes([*services.routes, *_Surface(services).routes()])
     return app
 

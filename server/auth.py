@@ -48,6 +48,7 @@ class Principal:
     site: str
     role: Role
     visit_id: str | None = None
+    expired: bool = False
 
     def may(self, *roles: Role) -> bool:
         """Whether the role allows what one of `roles` is needed for."""

@@ -79,7 +79,7 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "server_shutdown": Meaning(503, True, "The server is stopping; what arrived is kept"),
     "readback_failed": Meaning(503, True, "The stored bytes could not be verified: keep your copy"),
     "readback_running": Meaning(503, True, "The stored bytes are still being verified: ask again"),
-    "read_timeout": Meaning(408, True, "No bytes came for too long; what arrived is kept"),
+    "read_timeout": Meaning(503, True, "No bytes came for too long; what arrived is kept"),
     "insufficient_storage": Meaning(507, True, "There is no room for this now"),
     "storage_unavailable": Meaning(503, True, "The storage does not answer as it should"),
 }

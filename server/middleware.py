@@ -4,6 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 from aiohttp import web
@@ -85,6 +86,8 @@ async def request_id(request: web.Request, handler: Handler) -> web.StreamRespon
         if known.status >= 500 and not isinstance(error, AppError):
             log.error("request.failed", method=request.method, route=route_of(request), exc_info=error)
         response = problem(known)
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))  # MUST (RFC 9110 §15.5.6)
     if not response.prepared:
         response.headers["X-Request-Id"] = name
     return response
@@ -121,7 +124,7 @@ def authenticated(authenticator: Authenticator) -> Middleware:
         except RequestError as refusal:
             await authenticator.note_refusal(request.remote, refusal.detail)
             raise
-        request[PRINCIPAL] = bearer.principal
+        request[PRINCIPAL] = replace(bearer.principal, expired=True) if bearer.expired else bearer.principal
         return await handler(request)
 
     return who_calls

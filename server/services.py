@@ -21,6 +21,7 @@ from server.pacs.ingest import Ingester
 from server.pacs.presentation import image_json
 from server.pacs.render import Renderer
 from server.proxies import FORWARDED_URL
+from server.reads import Reads
 from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
 from server.sessions.intake import Intake, IntakeSettings
@@ -89,13 +90,14 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job, "webhook": webhooks.run_job},
                     backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
+    reads = Reads(store)
     links, pace = Links(base_url), Pace(limits.progress_floor_bytes_per_s, limits.progress_window_s)
     tus = TusHandlers(uploads, intake, links, pace, max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, pace, max_size_bytes)
     routes = (
-        *FilesResource(store, uploads, tus, rufh, links, max_size_bytes).routes(),
+        *FilesResource(store, uploads, tus, rufh, links, reads, max_size_bytes).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
-        *ImageHandlers(store, renderer, base_url).routes(),
+        *ImageHandlers(store, renderer, reads, base_url).routes(),
         *OrderHandlers(OrderService(store)).routes(),
         *WebhookHandlers(webhooks).routes(),
     )

@@ -1,6 +1,5 @@
 """Images, studies and deliveries over HTTP: parse, ask, answer. Pixels are made by the renderer."""
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,23 +12,25 @@ from server.middleware import CACHED, cached, cached_json
 from server.pacs.ingest import blob_path
 from server.pacs.presentation import image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window
-from storage import audit, instances, jobs, orders, sessions
-from storage.records import AuditEntry, ImageRecord
+from server.reads import Reads
+from storage import instances, jobs, orders, sessions
+from storage.records import ImageRecord
 from storage.store import Store
 
 THUMBNAIL_PX = 256
-READ_NOTED_S = 60.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ImageHandlers:
     """One method per call."""
 
-    def __init__(self, store: Store, renderer: Renderer, base_url: Callable[[web.Request], str]) -> None:
+    def __init__(
+        self, store: Store, renderer: Renderer, reads: Reads, base_url: Callable[[web.Request], str]
+    ) -> None:
         self._store = store
         self._renderer = renderer
         self._base_url = base_url
-        self._noted: dict[tuple[str, str], float] = {}
+        self._reads = reads
 
     def routes(self) -> list[web.RouteDef]:
         """Every route, with and without the trailing slash."""
@@ -121,7 +122,7 @@ class ImageHandlers:
         body = await self._store.read(unit)
         if body is None:
             raise RequestError("not_found", "there is no such study")
-        await self._note_read(who, uid, request.remote)
+        await self._reads.note(who, uid, request.remote)
         return cached_json(request, body)
 
     async def deliveries(self, request: web.Request) -> web.Response:
@@ -147,19 +148,8 @@ class ImageHandlers:
         image = await self._store.read(unit)
         if image is None:
             raise RequestError("not_found", "there is no such image")
-        await self._note_read(who, image.study_instance_uid or f"image/{image.id}", request.remote)
+        await self._reads.note(who, image.study_instance_uid or f"image/{image.id}", request.remote)
         return image
-
-    async def _note_read(self, who: Principal, subject: str, peer: str | None) -> None:
-        """One audit row per principal, study and minute (contract §9)."""
-        key, moment = (who.name, subject), time.monotonic()
-        if moment - self._noted.get(key, -READ_NOTED_S) < READ_NOTED_S:
-            return
-        if len(self._noted) > 10_000:
-            self._noted.clear()  # forgetting means at most one row more than needed
-        self._noted[key] = moment
-        entry = AuditEntry(who.site, "image.read", who.name, subject, peer)
-        await self._store.write(lambda tx: audit.append(tx, entry))
 
 
 def _may_see(tx: Connection, image: ImageRecord, who: Principal) -> bool:

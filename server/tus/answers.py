@@ -1,10 +1,13 @@
 """What both protocols tell of an upload in their answers: state fields, verdicts, failures as problems."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 from aiohttp import hdrs, web
 
 from server.admission import Verdict
+from server.auth import Principal
 from server.errors import AppError, RequestError
 from server.middleware import problem
 from server.tus import protocol, rufh
@@ -33,14 +36,14 @@ def progress_of(upload: UploadRecord, offset: int) -> dict[str, str]:
     return headers
 
 
-def state_of(upload: UploadRecord, offset: int, max_size_bytes: int) -> dict[str, str]:
-    """All that HEAD tells, in both protocols' words."""
+def state_of(upload: UploadRecord, offset: int, max_size_bytes: int, who: Principal) -> dict[str, str]:
+    """All that HEAD tells, in both protocols' words; an expired token hears of offset and length (contract §5)."""
     headers = {**progress_of(upload, offset), **limit_of(upload, max_size_bytes)}
     if upload.length_bytes is None:
         headers[protocol.UPLOAD_DEFER_LENGTH] = "1"
     else:
         headers[protocol.UPLOAD_LENGTH] = str(upload.length_bytes)
-    if upload.upload_metadata:
+    if upload.upload_metadata and not who.expired:
         headers[protocol.UPLOAD_METADATA] = upload.upload_metadata
     if upload.upload_concat is not None:
         headers[protocol.UPLOAD_CONCAT] = upload.upload_concat
@@ -67,11 +70,25 @@ def close_if_unread(request: web.Request, response: web.StreamResponse) -> None:
         response.force_close()
 
 
+@contextmanager
+def told_in_failures(url: str) -> Iterator[None]:
+    """A creation that fails after its upload was made tells where that is: what arrived is kept there."""
+    try:
+        yield
+    except RequestError as error:
+        error.members.setdefault("upload_url", url)
+        raise
+
+
 def failure_headers(error: AppError) -> dict[str, str]:
     """Fields that go with a failure in either protocol."""
     headers = {}
     if "upload_offset" in error.members:
         headers[protocol.UPLOAD_OFFSET] = str(error.members["upload_offset"])
+    if "upload_url" in error.members:
+        headers[hdrs.LOCATION] = str(error.members["upload_url"])
+    if "upload_expires" in error.members:
+        headers[protocol.UPLOAD_EXPIRES] = protocol.format_expires(str(error.members["upload_expires"]))
     if error.status == 412:
         headers["Tus-Version"] = protocol.VERSION  # MUST (core, Tus-Version)
     return headers

@@ -7,7 +7,7 @@ from server.auth import Principal, principal_of
 from server.errors import AppError, RequestError
 from server.middleware import problem
 from server.tus import protocol
-from server.tus.answers import check_plain_body, failure_headers, progress_of, state_of, with_verdict
+from server.tus.answers import check_plain_body, failure_headers, progress_of, state_of, told_in_failures, with_verdict
 from server.tus.body import Pace, UploadBody
 from server.tus.links import Links
 from server.tus.protocol import ChecksumClaim
@@ -57,9 +57,10 @@ class TusHandlers:
         elif parts:
             verdict = await self._uploads.complete(upload.upload_id, request.remote)
             patched = Patched(*await self._uploads.settled(upload), verdict)
-        elif has_body or length == 0:
+        elif (has_body or length == 0) and upload.offset_bytes == 0:
             body.limit_to(self._uploads.room(upload, 0))
-            patched = await self._uploads.append_first(upload, body, Terms(request.remote, claims))
+            with told_in_failures(self._links.upload_url(request, upload.upload_id)):
+                patched = await self._uploads.append_first(upload, body, Terms(request.remote, claims))
         if patched is not None:
             upload, offset = patched.upload, patched.offset
         elif admission.created:
@@ -69,7 +70,7 @@ class TusHandlers:
             del headers[protocol.UPLOAD_OFFSET]
         response = with_verdict(patched.verdict if patched else None, 201, headers)
         response.headers[hdrs.LOCATION] = self._links.upload_url(request, upload.upload_id)
-        if has_body and not admission.created:
+        if has_body and (not admission.created or (upload.offset_bytes and patched is None)):
             response.force_close()  # the body is not read: its upload was there before
         return response
 
@@ -89,7 +90,8 @@ class TusHandlers:
         _check_version(request)
         upload, offset = await self._uploads.state(
             self._links.upload_id(request), principal_of(request), request.remote, finishes=True)
-        return web.Response(status=200, headers=state_of(upload, offset, self._max_size_bytes))
+        return web.Response(
+            status=200, headers=state_of(upload, offset, self._max_size_bytes, principal_of(request)))
 
     async def patch(self, request: web.Request) -> web.Response:
         """Bytes at an offset."""

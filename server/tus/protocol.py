@@ -29,7 +29,9 @@ UPLOAD_CONCAT = "Upload-Concat"
 PACKHORSE_STATUS = "Packhorse-Status"
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UPLOAD_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PART = re.compile(rf"(?:https?://[^/,]+)?/(?:[^,]*/)?({_UPLOAD_ID.pattern})/?")
+"""An upload's URL, absolute or a path; a comma is no part of one, so two that it joins are not taken for one."""
 _KEY = re.compile(r"[^\s,]{1,255}")
 MAX_METADATA_KEYS = 64
 MAX_PARTS = 1000
@@ -77,8 +79,9 @@ def parse_concat(text: str) -> tuple[str, ...]:
     if text == "partial":
         return ()
     kind, _, urls = text.partition(";")
-    ids = tuple(url.rstrip("/").rsplit("/", 1)[-1] for url in urls.split())
-    if not text.isascii() or kind != "final" or not 1 <= len(ids) <= MAX_PARTS or not all(map(is_upload_id, ids)):
+    parts = [_PART.fullmatch(url) for url in urls.split()]
+    ids = tuple(part[1] for part in parts if part is not None)
+    if not text.isascii() or kind != "final" or not 1 <= len(ids) <= MAX_PARTS or len(ids) != len(parts):
         raise RequestError("invalid_header", "it is partial, or final; and the URLs of its parts",
                            header=UPLOAD_CONCAT)
     return ids

@@ -5,9 +5,10 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
-from server.auth import principal_of
+from server.auth import Role, principal_of
 from server.errors import AppError, RequestError
 from server.middleware import as_app_error, verb_of
+from server.reads import Reads
 from server.tus import protocol, rufh
 from server.tus.answers import close_if_unread, limit_of
 from server.tus.body import SPOILED
@@ -27,17 +28,25 @@ VERBS = {"/files": ("OPTIONS", "POST"), "/files/{upload_id}": ("OPTIONS", "HEAD"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+async def name_version(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Tus-Resumable MUST be in every answer of the protocol: also in those that are made before a handler is chosen."""
+    if protocol.TUS_RESUMABLE in request.headers and request.path.startswith("/files"):
+        response.headers[protocol.TUS_RESUMABLE] = protocol.VERSION
+
+
 class FilesResource:
     """The routes of `/files`."""
 
     def __init__(
-        self, store: Store, uploads: Uploads, tus: TusHandlers, rufh: RufhHandlers, links: Links, max_size_bytes: int
+        self, store: Store, uploads: Uploads, tus: TusHandlers, rufh: RufhHandlers, links: Links, reads: Reads,
+        max_size_bytes: int,
     ) -> None:
         self._store = store
         self._uploads = uploads
         self._tus = tus
         self._rufh = rufh
         self._links = links
+        self._reads = reads
         self._max_size_bytes = max_size_bytes
 
     def routes(self) -> list[web.RouteDef]:
@@ -59,7 +68,7 @@ class FilesResource:
         if SPOILED in request:
             response.force_close()
         if not response.prepared:
-            if is_tus or verb_of(request) == "OPTIONS":
+            if verb_of(request) == "OPTIONS":
                 response.headers[protocol.TUS_RESUMABLE] = protocol.VERSION
             # MUST keep proxies from caching what changes (core, HEAD; RUFH §4.3)
             response.headers.setdefault("Cache-Control", "no-store")
@@ -85,11 +94,17 @@ class FilesResource:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """The bytes of a finished upload, with Range; plain HTTP, which waits for no lock."""
-        upload = self._uploads.find(self._links.upload_id(request), principal_of(request), reading=True).upload
+        who = principal_of(request)
+        upload = self._uploads.find(self._links.upload_id(request), who, reading=True).upload
+        who.require(Role.VIEWER, Role.UPLOADER)
+        if upload.principal != who.name and who.visit_id is None:
+            who.require(Role.VIEWER)  # knowing a hash, and so sharing an upload, gives no access (contract §6)
         if upload.state is not UploadState.FINISHED or upload.blob_sha256 is None:
-            raise RequestError("not_synced", "the upload is not finished")
+            offset = await self._uploads.offset(upload)
+            raise RequestError("not_synced", "the upload is not finished", upload_offset=offset)
         if not isinstance(self._store.blobs, LocalPath):
             raise RequestError("not_found")
+        await self._reads.note(who, f"upload/{upload.upload_id}", request.remote)
         declared = protocol.parse_metadata(upload.upload_metadata)
         kind = (declared.get("filetype") or declared.get("type") or b"").decode(errors="replace")
         name = (declared.get("filename") or declared.get("name") or b"upload").decode(errors="replace")
@@ -98,4 +113,5 @@ class FilesResource:
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",  # RFC 6266 §4.3
             "X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache",
             hdrs.ETAG: f'"{upload.blob_sha256}"', rufh.UPLOAD_COMPLETE: "?1",
+            **limit_of(upload, self._max_size_bytes),
             protocol.UPLOAD_OFFSET: str(upload.length_bytes), protocol.UPLOAD_LENGTH: str(upload.length_bytes)})

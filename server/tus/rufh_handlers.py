@@ -12,10 +12,10 @@ from server.tus import protocol, rufh
 from server.tus.answers import (
     check_plain_body,
     failure_headers,
-    is_complete,
     limit_of,
     progress_of,
     state_of,
+    told_in_failures,
     with_verdict,
 )
 from server.tus.body import Pace, UploadBody
@@ -68,10 +68,12 @@ class RufhHandlers:
         else:
             await self._tell(request, {hdrs.LOCATION: location, **limit_of(upload, self._max_size_bytes)})
             patched = Patched(upload, upload.offset_bytes)
-            if has_body or complete:
-                patched = await self._uploads.append_first(upload, body, self._terms(request, Terms(
-                    request.remote, claims, new.length_bytes, complete)))
-        response = self._answer(patched, 201, complete and admission.created)
+            if upload.offset_bytes == 0 and (has_body or complete):
+                with told_in_failures(location):
+                    patched = await self._uploads.append_first(upload, body, self._terms(request, Terms(
+                        request.remote, claims, new.length_bytes, complete)))
+        taken = admission.created and upload.offset_bytes == 0
+        response = self._answer(patched, 201, complete and taken)
         response.headers[hdrs.LOCATION] = location
         if has_body and not request.content.is_eof():
             response.force_close()  # the body was not read: its upload was there before
@@ -105,7 +107,8 @@ class RufhHandlers:
             raise RequestError("invalid_header", "a request for the offset states none")  # §4.3.1, MUST
         upload, offset = await self._uploads.state(
             self._links.upload_id(request), principal_of(request), request.remote, finishes=False)
-        return web.Response(status=200, headers=state_of(upload, offset, self._max_size_bytes))
+        return web.Response(
+            status=200, headers=state_of(upload, offset, self._max_size_bytes, principal_of(request)))
 
     async def patch(self, request: web.Request) -> web.Response:
         """Upload append (§4.4)."""
@@ -149,7 +152,7 @@ class RufhHandlers:
 
     def _answer(self, patched: Patched, status: int, complete: bool) -> web.Response:
         headers = {**progress_of(patched.upload, patched.offset), **limit_of(patched.upload, self._max_size_bytes)}
-        if not complete or (is_complete(patched.upload, patched.offset) and patched.verdict is None):
+        if not complete or patched.upload.is_partial:
             return web.Response(status=status, headers=headers)
         headers[rufh.UPLOAD_COMPLETE] = rufh.format_boolean(True)
         return with_verdict(patched.verdict, status if patched.verdict else 202, headers, refused_status=422)

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection
 
 from server.admission import NewUpload, Taken, UploadPolicy, Verdict
-from server.auth import Principal
+from server.auth import Principal, Role
 from server.errors import AppError, RequestError, SessionFailure
 from server.tus.body import UploadBody
 from server.tus.finishing import Finisher, nothing_first
@@ -71,6 +71,8 @@ class Uploads:
             upload = uploads.find(tx, upload_id)
             if upload is None or upload.site != who.site:
                 raise RequestError("not_found", "there is no such upload")
+            if who.expired and upload.principal != who.name:
+                raise RequestError("unauthorized", "the token has expired")
             return Seen(upload, self._policy.authorize(tx, upload, who, reading=reading))
 
         return alive(self._store.glance(unit))
@@ -127,7 +129,13 @@ class Uploads:
     async def state(
         self, upload_id: str, who: Principal, peer: str | None, *, finishes: bool
     ) -> tuple[UploadRecord, int]:
-        """Like `settled`, for HEAD. `finishes`: one that only lacks its end, as after a crash, gets it now."""
+        """Like `settled`, for HEAD. `finishes`: one that only lacks its end, as after a crash, gets it now.
+
+        Who may not write is told where it stands, and evicts nobody.
+        """
+        if who.expired or not who.may(Role.UPLOADER):
+            upload = self.find(upload_id, who, reading=True).upload
+            return upload, await self.offset(upload)
         async with self._held(upload_id, who, None, reading=True) as seen:
             upload, offset = seen.upload, await self.offset(seen.upload)
         if not finishes or upload.is_partial or upload.state is not UploadState.OPEN or offset != upload.length_bytes:
@@ -157,13 +165,19 @@ class Uploads:
                 raise _wrong_offset(offset, stored)
 
         async with self._held(upload_id, who, body.stop, reading=False, check=worth_evicting) as seen:
-            fits(seen.upload)
-            stored = await self.offset(seen.upload)
-            if offset != stored:
-                raise _wrong_offset(offset, stored)
-            if seen.upload.state is UploadState.FINISHED:
-                return await self._finished_again(seen, body, terms)
-            return await self._append(seen, stored, body, terms)
+            try:
+                fits(seen.upload)
+                stored = await self.offset(seen.upload)
+                if offset != stored:
+                    raise _wrong_offset(offset, stored)
+                if seen.upload.state is UploadState.FINISHED:
+                    return await self._finished_again(seen, body, terms)
+                return await self._append(seen, stored, body, terms)
+            except RequestError as error:
+                if seen.upload.state is UploadState.OPEN:
+                    # MUST be in every answer to a PATCH (tus, Upload-Expires)
+                    error.members.setdefault("upload_expires", seen.upload.expires_at)
+                raise
 
     async def append_first(self, upload: UploadRecord, body: UploadBody, terms: Terms) -> Patched:
         """Append the body of the request that made the upload."""
