@@ -1,9 +1,11 @@
 """Rules of RUFH (draft-12), one test for each that docs/rufh-conformance.md names and no other file tests."""
 
+import asyncio
 import os
 import re
 import socket
 import sqlite3
+import threading
 import time
 import uuid
 from contextlib import closing, suppress
@@ -332,6 +334,15 @@ async def test_a_question_for_the_offset_ends_the_append_before_it(shared_server
         answer = append(shared_server, url, content[size:], size, "?1")
     assert answer.headers["Packhorse-Status"] == "SYNCED"
     assert call(shared_server, "GET", url).content == content
+
+
+async def test_an_append_that_has_been_silent_for_a_while_is_ended_too(shared_server: Server) -> None:
+    url = begin(shared_server).headers["Location"]
+    with held_open(shared_server, url, bytes(50_000), 0) as line:
+        await arrives(shared_server, url, 50_000)
+        await asyncio.to_thread(threading.Event().wait, 1.0)  # silence is the case under test
+        assert offset_of(shared_server, url) == 50_000
+        assert line.until(1)[0][""] in REFUSED
 
 
 async def test_a_newer_append_ends_the_older_one(shared_server: Server) -> None:
