@@ -72,17 +72,18 @@ class Intake:
             if made:
                 self._check_quota(tx, who)
                 return creation.attach(tx, record, who, self._spare(record, new, who), new.part_ids, new.peer)
-            if record.status in machine.STORED and (upload := uploads.live(tx, record.session_id)) is not None:
+            upload = uploads.live(tx, record.session_id)
+            if record.status in machine.STORED and upload is not None:
                 return creation.Handed(record, upload, new=False)
-            if record.retry_count:
-                return record  # it may have lost an upload whose good prefix is worth keeping
+            if record.retry_count or (upload is not None and not _goes_on(upload, new, is_creation=True)):
+                return record  # a lost upload may have a good prefix, and one of other bytes must be ended
             self._check_quota(tx, who)
             return creation.hand_out(tx, record, who, self._spare(record, new, who), new.part_ids, new.peer)
 
         # light: whatever flushes its bytes flushes this too, and a URL without bytes is soon made again
         handed = await self._store.write(unit, light=True)
         if isinstance(handed, SessionRecord):
-            handed = await self.hand_out(handed, who, new)
+            handed = await self.hand_out(handed, who, new, is_creation=True)
         return Admission(handed.upload, handed.new)
 
     async def admit_whole(
@@ -180,27 +181,38 @@ class Intake:
                                session_id=record.session_id, fields=["file_size"])
         return creation.retry(tx, record, who, new.peer) if record.status is Status.FAILED else record
 
-    async def hand_out(self, record: SessionRecord, who: Principal, new: NewUpload) -> creation.Handed:
-        """The session's upload; one that begins with a good prefix has those bytes before the row that names it."""
+    async def hand_out(
+        self, record: SessionRecord, who: Principal, new: NewUpload, *, is_creation: bool = False
+    ) -> creation.Handed:
+        """The session's upload; one that begins with a good prefix has those bytes before the row that names it.
+
+        An upload that takes other bytes than `new` tells of is ended, and the session goes on with a fresh one.
+        """
         live = await self._store.read(lambda tx: uploads.live(tx, record.session_id))
         spare = self._spare(record, new, who)
-        if live is None and new.content_encoding is None and not new.part_ids:
-            spare = replace(spare, offset_bytes=await self._good_prefix(record, spare.upload_id))
+        if live is None and not new.part_ids:
+            spare = replace(spare, offset_bytes=await self._good_prefix(record, spare))
 
-        def unit(tx: Connection) -> creation.Handed:
-            present = creation.see(tx, record.session_id, who)
-            if live is None:
+        def unit(tx: Connection) -> tuple[creation.Handed, UploadRecord | None]:
+            present = creation.take_up(tx, creation.see(tx, record.session_id, who), who.name, new.peer)
+            upload, ended = uploads.live(tx, record.session_id), None
+            if upload is not None and not _goes_on(upload, new, is_creation=is_creation):
+                uploads.end(tx, upload.upload_id, "REPLACED")
+                upload, ended = None, upload
+            if upload is None:
                 self._check_quota(tx, who)
-            return creation.hand_out(tx, present, who, spare, new.part_ids, new.peer)
+            return creation.hand_out(tx, present, who, spare, new.part_ids, new.peer), ended
 
         used = False
         try:
-            handed = await self._store.write(unit)
+            handed, ended = await self._store.write(unit)
             used = handed.new
-            return handed
         finally:
             if spare.offset_bytes and not used:
                 await self._store.blobs.delete(staging(record.site, spare.upload_id))
+        if ended is not None:
+            await self._store.blobs.delete(staging(record.site, ended.upload_id))
+        return handed
 
     def _spare(self, record: SessionRecord | None, new: NewUpload, who: Principal) -> UploadRecord:
         """An upload that may become the session's, or a part of a concatenation."""
@@ -214,17 +226,19 @@ class Intake:
             expires_at=timestamp(now() + self._settings.expires_after), upload_concat=new.upload_concat,
             content_encoding=new.content_encoding, repr_digest=new.repr_digest)
 
-    async def _good_prefix(self, record: SessionRecord, spare_id: str) -> int:
+    async def _good_prefix(self, record: SessionRecord, spare: UploadRecord) -> int:
         """After STAGING_LOST the new upload starts with the bytes that were known to be durable (contract §2)."""
         lost = await self._store.read(lambda tx: uploads.latest(tx, record.session_id))
         if lost is None or lost.gone_reason != "STAGING_LOST" or lost.offset_bytes == 0:
             return 0
+        if lost.content_encoding != spare.content_encoding or lost.length_bytes not in (None, spare.length_bytes):
+            return 0  # they are the beginning of other bytes
         old = staging(record.site, lost.upload_id)
         try:
             if await self._store.blobs.size(old) < lost.offset_bytes:
                 return 0
             return await self._store.blobs.append(
-                staging(record.site, spare_id), 0, self._store.blobs.read(old, Span(0, lost.offset_bytes)))
+                staging(record.site, spare.upload_id), 0, self._store.blobs.read(old, Span(0, lost.offset_bytes)))
         except NotFound:
             return 0
 
@@ -317,6 +331,20 @@ class Intake:
     ) -> Verdict | None:
         """See Completion."""
         return await self._completion.finished(upload, session, sealed, peer, first)
+
+
+def _goes_on(upload: UploadRecord, new: NewUpload, *, is_creation: bool) -> bool:
+    """Whether the bytes that `new` tells of can go on in `upload`: the same representation, of the same length.
+
+    A creation must also mean the same parts, for a final upload takes no bytes and another one joins nothing.
+    """
+    if upload.state is not UploadState.OPEN:
+        return True
+    if is_creation and upload.upload_concat != new.upload_concat:
+        return False
+    is_length_known = None not in (upload.length_bytes, new.length_bytes)
+    return upload.content_encoding == new.content_encoding and not (
+        is_length_known and upload.length_bytes != new.length_bytes)
 
 
 KEYS = ("filename", "name", "filetype", "type", "relativePath", "session_id", "visit_id", "radiology_order_id",

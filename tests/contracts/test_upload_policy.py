@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -68,6 +69,10 @@ async def status(store: Store, upload: UploadRecord) -> Status:
     return (await store.read(lambda tx: sessions.get(tx, upload.site, session_id))).status
 
 
+async def letters() -> AsyncIterator[bytes]:
+    yield CONTENT
+
+
 async def test_admission_makes_session_row_and_empty_blob(store: Store, policy: UploadPolicy) -> None:
     admission = await policy.admit(new(), WHO)
     assert admission.created and await status(store, admission.upload) is Status.BINARY_UPLOADING
@@ -122,12 +127,9 @@ async def test_a_principal_has_so_many_unfinished_uploads_and_no_more(policy: Up
 
 
 async def test_a_finish_is_told_once_and_the_same_again(store: Store, policy: UploadPolicy) -> None:
-    async def parts() -> AsyncIterator[bytes]:
-        yield CONTENT
-
     upload = (await policy.admit(new(**declared()), WHO)).upload
     key = staging("default", upload.upload_id)
-    await store.blobs.append(key, 0, parts())
+    await store.blobs.append(key, 0, letters())
     blob = await store.blobs.seal(key, None)
     session = (await standing(store, policy, upload)).session
     assert session is not None
@@ -181,3 +183,44 @@ async def test_termination_aborts_an_unfinished_session(store: Store, policy: Up
     assert (await standing(store, policy, upload)).refusal is None
     await policy.terminated(upload, WHO)
     assert await status(store, upload) is Status.FAILED and (await again(store, upload)).state is UploadState.GONE
+
+
+@pytest.mark.parametrize(
+    "other", [{"content_encoding": None}, {"length_bytes": 99}, {"content_encoding": "zstd"}], ids=str
+)
+async def test_a_creation_of_other_bytes_ends_the_upload_and_gets_a_fresh_one(
+    store: Store, policy: UploadPolicy, other: dict[str, Any]
+) -> None:
+    packed = replace(new(**declared()), content_encoding="gzip", length_bytes=70)
+    old = (await policy.admit(packed, WHO)).upload
+    await store.blobs.append(staging("default", old.upload_id), 0, letters())
+    assert (await policy.admit(packed, WHO)).upload.upload_id == old.upload_id
+    fresh = await policy.admit(replace(packed, **other), WHO)
+    assert fresh.created and fresh.upload.upload_id != old.upload_id and fresh.upload.offset_bytes == 0
+    assert (await again(store, old)).state is UploadState.GONE
+    assert await store.blobs.size(staging("default", old.upload_id)) == 0
+    assert fresh.upload.session_id == old.session_id
+    assert await status(store, fresh.upload) is Status.BINARY_UPLOADING
+
+
+async def test_a_final_upload_is_not_answered_with_one_that_takes_bytes(store: Store, policy: UploadPolicy) -> None:
+    plain = (await policy.admit(new(**declared()), WHO)).upload
+    part = (await policy.admit(replace(new(), upload_concat="partial"), WHO)).upload
+    final = replace(new(**declared()), upload_concat=f"final;{part.upload_id}", part_ids=(part.upload_id,))
+    admission = await policy.admit(final, WHO)
+    assert admission.created and admission.upload.is_final
+    assert (await again(store, plain)).state is UploadState.GONE
+    assert not (await policy.admit(final, WHO)).created
+
+
+@pytest.mark.parametrize(("coding", "kept"), [("gzip", 80), ("zstd", 0), (None, 0)])
+async def test_a_good_prefix_is_kept_for_the_same_coding_only(
+    store: Store, policy: UploadPolicy, coding: str | None, kept: int
+) -> None:
+    packed = replace(new(**declared()), content_encoding="gzip")
+    old = (await policy.admit(packed, WHO)).upload
+    await store.blobs.append(staging("default", old.upload_id), 0, letters())
+    await store.write(lambda tx: uploads.advance(tx, old.upload_id, 0, 80, old.boot_id, old.expires_at))
+    await policy.failed(old, SessionFailure("STAGING_LOST"))
+    fresh = (await policy.admit(replace(packed, content_encoding=coding), WHO)).upload
+    assert fresh.upload_id != old.upload_id and fresh.offset_bytes == kept
