@@ -60,25 +60,26 @@ class Intake:
     async def admit(self, new: NewUpload, who: Principal) -> Admission:
         """Find or make the session of an upload, and hand the upload out."""
         who.require(Role.UPLOADER)
-        if new.length_bytes is not None:
-            await self.check_room(new.length_bytes)
+        room_bytes = await self._room_bytes()
         if new.upload_concat == "partial":
-            return await self._admit_part(new, who)
+            return await self._admit_part(new, who, room_bytes)
         values = _texts(new)
         wanted = _new_session(new, values)
 
         def unit(tx: Connection) -> creation.Handed | SessionRecord:
             record, made = self._session_of(tx, new, values.get("session_id"), wanted, who)
             if made:
-                self._check_quota(tx, who)
+                self._check_limits(tx, who, new.length_bytes, room_bytes)
                 return creation.attach(tx, record, who, self._spare(record, new, who), new.part_ids, new.peer)
             upload = uploads.live(tx, record.session_id)
             if record.status in machine.STORED and upload is not None:
                 return creation.Handed(record, upload, new=False)
             if record.retry_count or (upload is not None and not _goes_on(upload, new, is_creation=True)):
                 return record  # a lost upload may have a good prefix, and one of other bytes must be ended
-            self._check_quota(tx, who)
-            return creation.hand_out(tx, record, who, self._spare(record, new, who), new.part_ids, new.peer)
+            spare = self._spare(record, new, who)
+            if upload is None:
+                self._check_limits(tx, who, spare.length_bytes, room_bytes)
+            return creation.hand_out(tx, record, who, spare, new.part_ids, new.peer)
 
         # light: whatever flushes its bytes flushes this too, and a URL without bytes is soon made again
         handed = await self._store.write(unit, light=True)
@@ -91,10 +92,17 @@ class Intake:
     ) -> Taken | None:
         """Seal the content first, then make, finish and file in one transaction; nothing stays if that cannot be."""
         who.require(Role.UPLOADER)
-        await self.check_room(len(content))
         values = _texts(new)
         wanted, spare = _new_session(new, values), self._spare(None, new, who)
-        if not self._store.glance(lambda tx: self._is_plainly_new(tx, wanted, who)):
+        room_bytes = await self._room_bytes()
+
+        def is_plainly_new(tx: Connection) -> bool:
+            if not self._is_plainly_new(tx, wanted, who):
+                return False
+            self._check_limits(tx, who, len(content), room_bytes)
+            return True
+
+        if not self._store.glance(is_plainly_new):
             return None
         key, expected = staging(spare.site, spare.upload_id), Sha256(wanted.checksum_sha256 or "") or None
         try:
@@ -106,10 +114,10 @@ class Intake:
             who.site, Door.TUS, who.name, claims_dicom(wanted.file_name, wanted.content_type)))
 
         def unit(tx: Connection) -> Taken | None:
-            self._check_quota(tx, who)
             record, made = self._session_of(tx, new, values.get("session_id"), wanted, who)
             if not made:
                 raise Conflict("it is known already")
+            self._check_limits(tx, who, len(content), room_bytes=None)  # its bytes are here
             upload = replace(spare, session_id=record.session_id)
             creation.attach(tx, record, who, upload, (), new.peer)
             first(tx, upload)
@@ -140,16 +148,23 @@ class Intake:
 
     async def check_room(self, size_bytes: int) -> None:
         """RequestError `file_too_large`, or `insufficient_storage` for what cannot fit now."""
+        self._check_size(size_bytes, await self._room_bytes())
+
+    async def _room_bytes(self) -> int | None:
+        """What the store can still take, in bytes; None where it cannot tell."""
+        return await self._store.blobs.room_bytes() if isinstance(self._store.blobs, Measures) else None
+
+    def _check_size(self, size_bytes: int, room_bytes: int | None) -> None:
         if size_bytes > self._settings.max_size_bytes:
             raise RequestError("file_too_large", f"at most {self._settings.max_size_bytes} bytes are taken")
-        if isinstance(self._store.blobs, Measures) and size_bytes > await self._store.blobs.room_bytes():
+        if room_bytes is not None and size_bytes > room_bytes:
             raise RequestError("insufficient_storage", "it would not fit on the disk now", retry_after_s=300)
 
-    async def _admit_part(self, new: NewUpload, who: Principal) -> Admission:
+    async def _admit_part(self, new: NewUpload, who: Principal, room_bytes: int | None) -> Admission:
         part = self._spare(None, new, who)
 
         def unit(tx: Connection) -> None:
-            self._check_quota(tx, who)
+            self._check_limits(tx, who, part.length_bytes, room_bytes)
             uploads.add(tx, part)
             audit.append(tx, AuditEntry(who.site, "upload.created", who.name, part.upload_id, new.peer,
                                         detail={"upload_id": part.upload_id, "offset": 0, "partial": True}))
@@ -157,7 +172,12 @@ class Intake:
         await self._store.write(unit)
         return Admission(part, created=True)
 
-    def _check_quota(self, tx: Connection, who: Principal) -> None:
+    def _check_limits(
+        self, tx: Connection, who: Principal, length_bytes: int | None, room_bytes: int | None
+    ) -> None:
+        """Just before an upload's row is made, and not for one that was there before (contract §5)."""
+        if length_bytes is not None:
+            self._check_size(length_bytes, room_bytes)
         count, staged_bytes = uploads.open_count(tx, who.name)
         if count >= self._settings.max_open or staged_bytes >= self._settings.max_staged_bytes:
             raise RequestError("too_many_uploads", f"{count} uploads of yours are unfinished", retry_after_s=60)
@@ -190,8 +210,9 @@ class Intake:
         """
         live = await self._store.read(lambda tx: uploads.live(tx, record.session_id))
         spare = self._spare(record, new, who)
+        room_bytes = await self._room_bytes()
         if live is None and not new.part_ids:
-            spare = replace(spare, offset_bytes=await self._good_prefix(record, spare))
+            spare = replace(spare, offset_bytes=await self._good_prefix(record, spare, who, room_bytes))
 
         def unit(tx: Connection) -> tuple[creation.Handed, UploadRecord | None]:
             present = creation.take_up(tx, creation.see(tx, record.session_id, who), who.name, new.peer)
@@ -200,7 +221,7 @@ class Intake:
                 uploads.end(tx, upload.upload_id, "REPLACED")
                 upload, ended = None, upload
             if upload is None:
-                self._check_quota(tx, who)
+                self._check_limits(tx, who, spare.length_bytes, None if spare.offset_bytes else room_bytes)
             return creation.hand_out(tx, present, who, spare, new.part_ids, new.peer), ended
 
         used = False
@@ -226,13 +247,16 @@ class Intake:
             expires_at=timestamp(now() + self._settings.expires_after), upload_concat=new.upload_concat,
             content_encoding=new.content_encoding, repr_digest=new.repr_digest)
 
-    async def _good_prefix(self, record: SessionRecord, spare: UploadRecord) -> int:
+    async def _good_prefix(
+        self, record: SessionRecord, spare: UploadRecord, who: Principal, room_bytes: int | None
+    ) -> int:
         """After STAGING_LOST the new upload starts with the bytes that were known to be durable (contract §2)."""
         lost = await self._store.read(lambda tx: uploads.latest(tx, record.session_id))
         if lost is None or lost.gone_reason != "STAGING_LOST" or lost.offset_bytes == 0:
             return 0
         if lost.content_encoding != spare.content_encoding or lost.length_bytes not in (None, spare.length_bytes):
             return 0  # they are the beginning of other bytes
+        self._store.glance(lambda tx: self._check_limits(tx, who, spare.length_bytes, room_bytes))
         old = staging(record.site, lost.upload_id)
         try:
             if await self._store.blobs.size(old) < lost.offset_bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from server.admission import NewUpload, Standing, UploadPolicy
+from server.admission import NewUpload, Standing, UploadPolicy, Verdict
 from server.auth import Principal, Role
 from server.errors import RequestError, SessionFailure
 from server.orders.service import name_order
@@ -22,9 +22,9 @@ from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.receipts import open_signer
 from server.worker import Tasks
 from storage import sessions, uploads
-from storage.blobs.base import staging
+from storage.blobs.base import Sealed, staging
 from storage.errors import Conflict
-from storage.records import Status, UploadRecord, UploadState
+from storage.records import SessionRecord, Status, UploadRecord, UploadState
 from storage.store import Store
 
 WHO = Principal("p", "default", Role.UPLOADER)
@@ -73,6 +73,18 @@ async def letters() -> AsyncIterator[bytes]:
     yield CONTENT
 
 
+async def finish(
+    store: Store, policy: UploadPolicy, upload: UploadRecord
+) -> tuple[Sealed, SessionRecord, Verdict | None]:
+    """Bytes, sealed and told of."""
+    key = staging("default", upload.upload_id)
+    await store.blobs.append(key, 0, letters())
+    blob = await store.blobs.seal(key, None)
+    session = (await standing(store, policy, upload)).session
+    assert session is not None
+    return blob, session, await policy.finished(upload, session, blob, None, first)
+
+
 async def test_admission_makes_session_row_and_empty_blob(store: Store, policy: UploadPolicy) -> None:
     admission = await policy.admit(new(), WHO)
     assert admission.created and await status(store, admission.upload) is Status.BINARY_UPLOADING
@@ -90,6 +102,33 @@ async def test_what_is_too_large_or_not_allowed_leaves_nothing_behind(store: Sto
     with pytest.raises(RequestError, match="role"):
         await policy.admit(new(), Principal("v", "default", Role.VIEWER))
     assert await store.read(uploads.unfinished) == []
+
+
+class NoRoom:
+    """The disk is full."""
+
+    async def room_bytes(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("state", [UploadState.OPEN, UploadState.FINISHED])
+async def test_limits_are_for_what_is_made_not_for_what_is_there(
+    store: Store, policy: UploadPolicy, state: UploadState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = (await policy.admit(new(**declared()), WHO)).upload
+    if state is UploadState.FINISHED:
+        await finish(store, policy, upload)
+    while len(await store.read(uploads.unfinished)) < 3:
+        await policy.admit(new(), WHO)
+    monkeypatch.setattr(store.blobs, "room_bytes", NoRoom().room_bytes)
+    again_admitted = await policy.admit(new(**declared()), WHO)
+    assert again_admitted.upload.upload_id == upload.upload_id and not again_admitted.created
+    assert await policy.admit_whole(new(**declared()), WHO, CONTENT, lambda _tx, _upload: None) is None
+    for concat in (None, "partial"):
+        with pytest.raises(RequestError, match="would not fit"):
+            await policy.admit(replace(new(), upload_concat=concat), WHO)
+    with pytest.raises(RequestError, match="would not fit"):
+        await policy.admit_whole(new(), WHO, CONTENT, lambda _tx, _upload: None)
 
 
 @pytest.mark.parametrize("concat", [None, "partial"])
@@ -128,12 +167,7 @@ async def test_a_principal_has_so_many_unfinished_uploads_and_no_more(policy: Up
 
 async def test_a_finish_is_told_once_and_the_same_again(store: Store, policy: UploadPolicy) -> None:
     upload = (await policy.admit(new(**declared()), WHO)).upload
-    key = staging("default", upload.upload_id)
-    await store.blobs.append(key, 0, letters())
-    blob = await store.blobs.seal(key, None)
-    session = (await standing(store, policy, upload)).session
-    assert session is not None
-    told = await policy.finished(upload, session, blob, None, first)
+    blob, session, told = await finish(store, policy, upload)
     second = await policy.finished(await again(store, upload), session, blob, None, first)
     assert told == second and told is not None and told.status is Status.SYNCED
     assert (await again(store, upload)).state is UploadState.FINISHED
