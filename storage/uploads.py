@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, case, func, insert, or_, select, update
 
 from storage.database.prepared import Prepared, inserting
 from storage.errors import Conflict, NotFound
@@ -17,7 +17,8 @@ _STATE = [field.name for field in fields(UploadRecord)].index("state")
 _ADD = inserting(upload)
 _FIND = Prepared(select(*_COLUMNS).where(upload.c.upload_id == bindparam("wanted")))
 _LIVE = Prepared(select(*_COLUMNS).where(upload.c.session_id == bindparam("wanted"), upload.c.state != "gone"))
-_OPEN_COUNT = Prepared(select(func.count(), func.coalesce(func.sum(upload.c.offset_bytes), 0)).where(
+_CLAIMED = case((upload.c.length_bytes > upload.c.offset_bytes, upload.c.length_bytes), else_=upload.c.offset_bytes)
+_OPEN_COUNT = Prepared(select(func.count(), func.coalesce(func.sum(_CLAIMED), 0)).where(
     upload.c.principal == bindparam("wanted"), upload.c.state == "open"))
 _FINISH = Prepared(
     update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == "open")
@@ -83,9 +84,9 @@ def expired(tx: Connection, moment: str) -> list[UploadRecord]:
 
 
 def open_count(tx: Connection, principal: str) -> tuple[int, int]:
-    """The open uploads of a principal: how many, and how many staged bytes."""
-    count, staged_bytes = _OPEN_COUNT.first(tx, wanted=principal) or (0, 0)
-    return int(count), int(staged_bytes)
+    """The open uploads of a principal: how many, and the bytes that they hold or have announced."""
+    count, claimed_bytes = _OPEN_COUNT.first(tx, wanted=principal) or (0, 0)
+    return int(count), int(claimed_bytes)
 
 
 def declare_length(tx: Connection, upload_id: str, length_bytes: int) -> None:

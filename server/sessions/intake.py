@@ -178,8 +178,9 @@ class Intake:
         """Just before an upload's row is made, and not for one that was there before (contract §5)."""
         if length_bytes is not None:
             self._check_size(length_bytes, room_bytes)
-        count, staged_bytes = uploads.open_count(tx, who.name)
-        if count >= self._settings.max_open or staged_bytes >= self._settings.max_staged_bytes:
+        count, claimed_bytes = uploads.open_count(tx, who.name)
+        passes = claimed_bytes + (length_bytes or 0) > self._settings.max_staged_bytes
+        if count >= self._settings.max_open or passes:
             raise RequestError("too_many_uploads", f"{count} uploads of yours are unfinished", retry_after_s=60)
 
     def _session_of(

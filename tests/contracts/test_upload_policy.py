@@ -27,6 +27,7 @@ from storage.errors import Conflict
 from storage.records import SessionRecord, Status, UploadRecord, UploadState
 from storage.store import Store
 
+BUSY = Principal("busy", "default", Role.UPLOADER)
 WHO = Principal("p", "default", Role.UPLOADER)
 CONTENT = b"a letter" * 10
 
@@ -37,7 +38,7 @@ async def policy(store: Store, tmp_path: Path) -> AsyncIterator[UploadPolicy]:
         ingester = Ingester(store, Renderer().same_content)
         completion = Completion(store, ingester, open_signer(tmp_path / "keys"), tasks, 5.0, on_stored=lambda: None)
         yield Intake(
-            store, completion, name_order, IntakeSettings(1000, timedelta(days=1), max_open=3, max_staged_bytes=5000)
+            store, completion, name_order, IntakeSettings(1000, timedelta(days=1), max_open=3, max_staged_bytes=1000)
         )
         tasks.cancel()
 
@@ -102,6 +103,23 @@ async def test_what_is_too_large_or_not_allowed_leaves_nothing_behind(store: Sto
     with pytest.raises(RequestError, match="role"):
         await policy.admit(new(), Principal("v", "default", Role.VIEWER))
     assert await store.read(uploads.unfinished) == []
+
+
+async def test_the_bytes_that_a_principal_announces_are_counted_before_they_come(
+    store: Store, policy: UploadPolicy
+) -> None:
+    sizes = [900, None, 100]  # of 1,000 that are allowed
+    made = [(await policy.admit(replace(new(), length_bytes=size), BUSY)).upload for size in sizes]
+    with pytest.raises(RequestError, match="unfinished"):
+        await policy.admit(replace(new(), length_bytes=1), BUSY)
+    await policy.terminated(made[0], BUSY)
+    deferred = made[1]
+    await store.write(
+        lambda tx: uploads.advance(tx, deferred.upload_id, 0, 850, deferred.boot_id, deferred.expires_at)
+    )
+    with pytest.raises(RequestError, match="unfinished"):
+        await policy.admit(replace(new(), length_bytes=51), BUSY)
+    await policy.admit(replace(new(), length_bytes=50), BUSY)
 
 
 class NoRoom:
