@@ -342,7 +342,8 @@ class Intake:
 
         def unit(tx: Connection) -> None:
             record = sessions.get(tx, upload.site, upload.session_id) if upload.session_id else None
-            if record is not None and record.status in machine.ACTIVE:
+            is_open = uploads.get(tx, upload.upload_id).state is UploadState.OPEN
+            if is_open and record is not None and record.status in machine.ACTIVE:
                 fail(tx, record, SessionFailure("CLIENT_ABORTED", "the sender deleted the upload"), who.name)
             audit.append(tx, AuditEntry(upload.site, "upload.terminated", who.name, upload.session_id,
                                         detail={"upload_id": upload.upload_id}))

@@ -230,6 +230,16 @@ async def test_bytes_after_a_retry_take_the_session_up_again(store: Store, polic
         assert await status(store, upload) is Status.BINARY_UPLOADING
 
 
+async def test_termination_of_a_finished_upload_leaves_its_running_ingest_alone(
+    store: Store, policy: UploadPolicy
+) -> None:
+    upload = (await policy.admit(new(**declared()), WHO)).upload
+    await store.write(lambda tx: uploads.finish(tx, upload.upload_id, "0" * 64))  # what is large is ingested later
+    await policy.terminated(upload, WHO)
+    assert await status(store, upload) is Status.BINARY_UPLOADING
+    assert (await again(store, upload)).state is UploadState.GONE
+
+
 async def test_termination_aborts_an_unfinished_session(store: Store, policy: UploadPolicy) -> None:
     upload = (await policy.admit(new(), WHO)).upload
     assert (await standing(store, policy, upload)).refusal is None
