@@ -362,7 +362,8 @@ class FilesystemBlobs:
         try:
             os.link(source, target)
         except FileExistsError:
-            existed = _digest_of(target, from_medium=True)[0] == final.name
+            with suppress(OSError):  # what cannot be read is damaged
+                existed = _digest_of(target, from_medium=True)[0] == final.name
             if not existed:
                 # a second link, moved over the damaged bytes that lie there: never a moment without a file
                 replacement = Path(target).with_name(f".{Path(source).name}.link")

@@ -1,6 +1,7 @@
 """What every BlobStore must keep (storage.blobs.base); each backend is a parameter."""
 
 import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Iterable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.blobs import filesystem
 from storage.blobs.base import (
     HEAD_BYTES,
     BlobStore,
@@ -107,6 +109,24 @@ async def test_a_damaged_blob_is_replaced_by_good_bytes(blobs: BlobStore) -> Non
     await blobs.append(again, 0, chunks(b"abc"))
     assert not (await blobs.seal(again, None)).existed
     assert await content(blobs, good.key) == b"abc"
+
+
+async def test_a_blob_that_cannot_be_read_is_replaced_by_good_bytes(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await blobs.append(KEY, 0, chunks(b"abc"))
+    await blobs.seal(KEY, None)
+    again = staging("default", "two")
+    await blobs.append(again, 0, chunks(b"abc"))
+
+    def broken(_path: object, *, from_medium: bool) -> None:
+        assert from_medium
+        raise OSError(errno.EIO, "a bad sector")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(filesystem, "_digest_of", broken)
+        blob = await blobs.seal(again, None)
+    assert not blob.existed and await content(blobs, blob.key) == b"abc"
 
 
 async def test_sites_share_nothing(blobs: BlobStore) -> None:
