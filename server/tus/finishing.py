@@ -1,5 +1,6 @@
 """The end of an upload: its bytes are verified, decoded where they are compressed, sealed, and handed on."""
 
+import asyncio
 import hmac
 
 from sqlalchemy import Connection
@@ -14,6 +15,9 @@ from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFo
 from storage.records import Sha256, UploadRecord
 from storage.store import Store
 
+DECODERS = 2
+"""How many representations are decoded at once: each holds a window and a batch, and a core."""
+
 
 class Finisher:
     """Finishes uploads whose bytes are all there; whoever calls holds the upload's lock."""
@@ -23,6 +27,7 @@ class Finisher:
         self._policy = policy
         self._rows = rows
         self._max_size_bytes = max_size_bytes
+        self._decoders = asyncio.Semaphore(DECODERS)
 
     async def finish(
         self, seen: Seen, peer: str | None, first: Unit, last: Piece | None = None
@@ -67,8 +72,9 @@ class Finisher:
                 plain = staging(upload.site, f"{upload.upload_id}.decoded")
                 await self._store.blobs.delete(plain)
                 limit = self._max_size_bytes if standing.file_size is None else standing.file_size
-                size = await self._store.blobs.append(
-                    plain, 0, decoded(upload.content_encoding, self._store.blobs.read(key), limit))
+                async with self._decoders:
+                    size = await self._store.blobs.append(
+                        plain, 0, decoded(upload.content_encoding, self._store.blobs.read(key), limit))
                 if standing.file_size is not None and size != standing.file_size:
                     raise SessionFailure("SIZE_MISMATCH", f"{size} bytes came, {standing.file_size} were declared")
             return await self._store.blobs.seal(plain, expected, last)

@@ -14,6 +14,11 @@ from server.errors import RequestError, SessionFailure
 CODINGS = ("zstd", "gzip")
 PIECE_BYTES = 1024
 BATCH_BYTES = 1024 * 1024
+WINDOW_BYTES = 8 * 1024 * 1024
+"""The largest window of zstd that a sender may ask for (RFC 9659 §3): a decoder holds that much."""
+FREE_FRAMES = 4096
+FRAME_BYTES = 1024
+"""Beyond `FREE_FRAMES` a frame stands for at least this much on average: empty ones cost time and bring nothing."""
 FREE_BYTES = 64 * 1024 * 1024
 MOST_RATIO = 1200
 """Beyond `FREE_BYTES` nothing may expand more than this: deflate cannot pass 1,032, and no image comes near it."""
@@ -35,14 +40,17 @@ class _Decoder:
     def __init__(self, coding: str, limit_bytes: int) -> None:
         self._coding = coding
         self._limit_bytes = limit_bytes
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
+        self._frames = 0
         self._frame = self._new_frame()
         self._fresh = True
         self._came = self._gave = 0
 
     def _new_frame(self) -> "zlib._Decompress | zstandard.ZstdDecompressionObj":
+        self._frames += 1
         if self._coding == "gzip":
             return zlib.decompressobj(wbits=31)
-        return zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
+        return self._zstd.decompressobj()
 
     def expand(self, chunk: bytes) -> Iterator[bytes]:
         """What `chunk` stands for, in bounded pieces."""
@@ -55,6 +63,9 @@ class _Decoder:
                 try:
                     content, self._fresh = self._frame.decompress(piece), False
                 except (zlib.error, zstandard.ZstdError) as error:
+                    if "too much memory" in str(error):
+                        raise SessionFailure(
+                            "POLICY_REJECTED", f"its window is larger than {WINDOW_BYTES} bytes") from error
                     raise SessionFailure("CHECKSUM_MISMATCH", f"the {self._coding} data is damaged") from error
                 piece = self._frame.unused_data if self._frame.eof else b""
                 self._gave += len(content)
@@ -66,6 +77,8 @@ class _Decoder:
             raise SessionFailure("SIZE_MISMATCH", f"the decoded file has more than {self._limit_bytes} bytes")
         if self._gave > max(FREE_BYTES, MOST_RATIO * self._came):
             raise SessionFailure("POLICY_REJECTED", f"it expands more than {MOST_RATIO} times")
+        if self._frames > FREE_FRAMES + self._gave // FRAME_BYTES:
+            raise SessionFailure("POLICY_REJECTED", "it is cut into too many frames")
 
     def finish(self) -> None:
         """SessionFailure unless the last frame is whole."""
