@@ -101,6 +101,10 @@ class UploadPolicy(Protocol):
         """
         ...
 
+    async def check_room(self, size_bytes: int) -> None:
+        """RequestError `file_too_large`, or `insufficient_storage` for what cannot fit now."""
+        ...
+
     def authorize(self, tx: Connection, upload: UploadRecord, who: Principal, *, reading: bool) -> Standing:
         """How the upload stands. RequestError `not_found` or `forbidden` unless `who` may read, or write, it."""
         ...

@@ -7,6 +7,7 @@ import sqlite3
 import time
 import uuid
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +189,34 @@ def test_a_final_upload_whose_parts_were_complete_is_joined_after_a_crash(server
     assert server.tus("HEAD", urls[1]).headers["Upload-Offset"] == str(2 * MIB)
     assert patch(server, urls[1], b"", 2 * MIB).status_code == 204
     assert stored(server, url) == content
+
+
+def failure(server: Server, session_id: str) -> Any:
+    return server.api("GET", f"/upload-sessions/{session_id}/").json()["error_code"]
+
+
+def test_a_sum_of_parts_that_is_too_large_writes_nothing_and_fails_the_session(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server", extra=f"[uploads]\nmax_size_bytes = {10 * MIB}\n").start()
+    try:
+        one = begin(server, Upload_Concat="partial", Upload_Defer_Length="1").headers["Location"]
+        session_id = str(uuid.uuid4())
+        url = join(server, *[one] * 60, session_id=session_id).headers["Location"]
+        assert patch(server, one, random_bytes(MIB, 34), Upload_Length=str(MIB)).status_code == 204
+        assert failure(server, session_id) == "POLICY_REJECTED"
+        assert server.tus("HEAD", url).status_code == 410
+        folder = server.folder / "data" / "blobs" / "staging" / "site-default"
+        assert [file.name for file in folder.iterdir()] == [one.rsplit("/", 1)[1]]
+    finally:
+        server.stop()
+
+
+def test_a_final_upload_whose_part_is_deleted_fails_its_session(shared_server: Server) -> None:
+    urls = [part(shared_server, b"abc"), part(shared_server, b"", of=3)]
+    session_id = str(uuid.uuid4())
+    join(shared_server, *urls, session_id=session_id)
+    assert shared_server.tus("DELETE", urls[0]).status_code == 204
+    assert patch(shared_server, urls[1], b"def").status_code == 204
+    assert failure(shared_server, session_id) == "CLIENT_ABORTED"
 
 
 # --- checksum -------------------------------------------------------------------------------------------
