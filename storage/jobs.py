@@ -47,6 +47,13 @@ def enqueue(tx: Connection, site: str, kind: str, subject: str, lease_s: float =
     return _job(tx.execute(select(job).where(job.c.kind == kind, job.c.subject == subject)).one())
 
 
+def is_held(tx: Connection, kind: str, subject: str) -> bool:
+    """Whether somebody works on that job now, by a lease that has not run out."""
+    held = select(job.c.job_id).where(job.c.kind == kind, job.c.subject == subject,
+                                      job.c.state == JobState.RUNNING, job.c.lease_until >= timestamp())
+    return tx.execute(held).first() is not None
+
+
 def is_due(tx: Connection, kind: str) -> bool:
     """Whether a job of that kind waits to be claimed: asked before `claim`, for reading takes no lock."""
     return _IS_DUE.first(tx, wanted=kind, moment=timestamp()) is not None

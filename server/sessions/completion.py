@@ -42,6 +42,7 @@ class Completion:
         self._tasks = tasks
         self._sync_wait_s = sync_wait_s
         self.on_stored = on_stored
+        self._ingesting: dict[str, asyncio.Future[Verdict]] = {}
 
     async def finished(
         self, upload: UploadRecord, record: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
@@ -67,11 +68,25 @@ class Completion:
                 sessions.change(tx, present.session_id, present.status, **columns)
                 return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S)
 
-            job = await self._store.write(finish)
-        else:
-            job = await self._store.write(
-                lambda tx: jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S))
-        ingesting = self._tasks.spawn(leased(self._store, job, self._ingest(job)), f"ingest-{upload.upload_id}")
+            return await self._wait_for(self._begin(await self._store.write(finish)))
+        if upload.upload_id in self._ingesting:
+            return await self._wait_for(self._ingesting[upload.upload_id])
+
+        def again(tx: Connection) -> JobRecord | None:
+            if jobs.is_held(tx, "ingest", upload.upload_id):
+                return None  # another process is at it: taking its lease would only make it begin anew
+            return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S)
+
+        job = await self._store.write(again)
+        return await self._wait_for(self._begin(job)) if job is not None else None
+
+    def _begin(self, job: JobRecord) -> "asyncio.Future[Verdict]":
+        ingesting = self._tasks.spawn(leased(self._store, job, self._ingest(job)), f"ingest-{job.subject}")
+        self._ingesting[job.subject] = ingesting
+        ingesting.add_done_callback(lambda _: self._ingesting.pop(job.subject, None))
+        return ingesting
+
+    async def _wait_for(self, ingesting: "asyncio.Future[Verdict]") -> Verdict | None:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._sync_wait_s):
                 return await asyncio.shield(ingesting)

@@ -21,10 +21,10 @@ from server.sessions.completion import Completion
 from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.receipts import open_signer
 from server.worker import Tasks
-from storage import sessions, uploads
-from storage.blobs.base import Sealed, staging
+from storage import jobs, sessions, uploads
+from storage.blobs.base import Sealed, sealed, staging
 from storage.errors import Conflict
-from storage.records import SessionRecord, Status, UploadRecord, UploadState
+from storage.records import SessionRecord, Sha256, Status, UploadRecord, UploadState
 from storage.store import Store
 
 BUSY = Principal("busy", "default", Role.UPLOADER)
@@ -228,6 +228,17 @@ async def test_bytes_after_a_retry_take_the_session_up_again(store: Store, polic
         taken = await store.write(lambda tx: policy.taken_up(tx, upload, None))
         assert taken.refusal is None and not taken.waits
         assert await status(store, upload) is Status.BINARY_UPLOADING
+
+
+async def test_asking_again_does_not_begin_a_running_ingest_anew(store: Store, policy: UploadPolicy) -> None:
+    upload = (await policy.admit(new(**declared()), WHO)).upload
+    session = (await standing(store, policy, upload)).session
+    assert session is not None
+    await store.write(lambda tx: uploads.finish(tx, upload.upload_id, "0" * 64))
+    held = await store.write(lambda tx: jobs.enqueue(tx, "default", "ingest", upload.upload_id, 60))
+    sealed_as = Sealed(sealed("default", "0" * 64), Sha256("0" * 64), 0, existed=True)
+    assert await policy.finished(await again(store, upload), session, sealed_as, None, first) is None
+    await store.write(lambda tx: jobs.extend(tx, held, 60))  # Conflict if its lease had been taken
 
 
 async def test_termination_of_a_finished_upload_leaves_its_running_ingest_alone(
