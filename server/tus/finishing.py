@@ -50,7 +50,8 @@ class Finisher:
                 raise
             await self._store.write(first)
             await self._policy.failed(upload, SessionFailure("STORAGE_FULL"))
-            raise
+            raise RequestError("insufficient_storage", "there was no room to finish it", retry_after_s=60,
+                               session_id=upload.session_id) from None
         except (FlushFailed, NotFound):
             await self._store.write(first)
             raise await self._rows.lost(upload, SessionFailure("STAGING_LOST")) from None
