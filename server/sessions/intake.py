@@ -324,8 +324,11 @@ class Intake:
         """
 
         def unit(tx: Connection) -> bool:
-            if uploads.get(tx, upload.upload_id).state is not UploadState.OPEN:
+            present = uploads.get(tx, upload.upload_id)
+            if present.state is not UploadState.OPEN:
                 return False
+            if failure.code == "UPLOAD_EXPIRED" and present.expires_at > upload.expires_at:
+                return False  # bytes have come since: it expires later
             record = sessions.get(tx, upload.site, upload.session_id) if upload.session_id else None
             if record is not None and record.status in machine.ACTIVE:
                 fail(tx, record, failure, "server")

@@ -1,5 +1,7 @@
 """What is done about uploads without being asked: at start, after a crash, and when their time is over."""
 
+import time
+
 import structlog
 
 from server.admission import UploadPolicy
@@ -7,12 +9,17 @@ from server.errors import AppError, SessionFailure
 from server.tus.locks import UploadLocks
 from server.tus.uploads import Uploads
 from storage import uploads
-from storage.blobs.base import BlobKey, Lists, sealed
+from storage.blobs.base import Ages, BlobKey, Lists, sealed, staging
 from storage.errors import StorageError
 from storage.records import UploadRecord, UploadState
 from storage.store import Store
 
 log = structlog.get_logger()
+CLEAN_S = 3600.0
+FRESH_S = 60.0
+"""Bytes younger than this may not be in the row yet."""
+ABANDONED_S = 24 * 3600.0
+"""What nobody has written to for so long, and no row names, belongs to nobody."""
 
 
 class Upkeep:
@@ -23,6 +30,7 @@ class Upkeep:
         self._policy = policy
         self._locks = locks
         self._uploads = use_cases
+        self._clean_at_s = time.monotonic() + CLEAN_S
 
     async def clean_staging(self) -> None:
         """At start, when nobody writes: free what is staged for nobody.
@@ -44,8 +52,21 @@ class Upkeep:
         if await self._store.read(lambda tx: uploads.find_blob(tx, key.site, digest)) is None:
             await self._store.blobs.delete(sealed(key.site, digest))
 
+    async def clean_abandoned(self) -> None:
+        """While others write: free staged bytes that no row names, as a crashed process left beside an upload."""
+        blobs = self._store.blobs
+        if not isinstance(blobs, Lists) or not isinstance(blobs, Ages):
+            return
+        async for key in blobs.keys("staging"):
+            owner = await self._store.read(lambda tx, key=key: uploads.find(tx, key.name))  # type: ignore[misc]
+            if owner is None and await blobs.age_s(key) > ABANDONED_S:
+                await self._store.blobs.delete(key)
+
     async def finish_left(self) -> None:
-        """Finish uploads whose last byte came before a crash of the process that took it."""
+        """Finish uploads whose last byte came before a crash of the process that took it; free what nobody owns."""
+        if time.monotonic() >= self._clean_at_s:
+            self._clean_at_s = time.monotonic() + CLEAN_S
+            await self.clean_abandoned()
         for upload in await self._store.read(uploads.unfinished):
             if self._locks.is_held(upload.upload_id):
                 continue
@@ -58,5 +79,14 @@ class Upkeep:
 
     async def expire(self, upload: UploadRecord) -> None:
         """End one upload whose time is over, unless it is being written to."""
-        if not self._locks.is_held(upload.upload_id):
-            await self._policy.failed(upload, SessionFailure("UPLOAD_EXPIRED"))
+        held = await self._locks.take_free(upload.upload_id, None)
+        if held is None:
+            return
+        async with held:
+            if await self._store.held_bytes(upload) <= upload.offset_bytes or not await self._is_fresh(upload):
+                await self._policy.failed(upload, SessionFailure("UPLOAD_EXPIRED"))
+
+    async def _is_fresh(self, upload: UploadRecord) -> bool:
+        """Whether bytes came so lately that its row need not tell of them yet (contract §2)."""
+        blobs = self._store.blobs
+        return isinstance(blobs, Ages) and await blobs.age_s(staging(upload.site, upload.upload_id)) < FRESH_S

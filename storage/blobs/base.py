@@ -164,6 +164,15 @@ class Lists(Protocol):
         ...
 
 
+@runtime_checkable
+class Ages(Protocol):
+    """A store that knows how long its bytes have been as they are."""
+
+    async def age_s(self, key: BlobKey) -> float:
+        """Seconds since `key` was written or sealed last; 0 when it is not there."""
+        ...
+
+
 @cache
 def boot_id() -> str:
     """The id of this boot of the machine: bytes written before another boot count only if they were flushed."""

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -179,7 +180,7 @@ class _RunningDigests:
 
 
 class FilesystemBlobs:
-    """BlobStore on a directory; also Receives, Measures, Truncates, LocalPath, Lists.
+    """BlobStore on a directory; also Receives, Measures, Truncates, LocalPath, Lists, Ages.
 
     `reserve_bytes` of the medium are never touched, so that the database beside the blobs can go on.
     """
@@ -434,6 +435,17 @@ class FilesystemBlobs:
                     os.unlink(name)  # noqa: PTH108 - see _name
 
         asyncio.get_running_loop().run_in_executor(None, work)
+
+    async def age_s(self, key: BlobKey) -> float:
+        """By the time of the inode's last change, which a new name is too."""
+
+        def work() -> float:
+            try:
+                return time.time() - self.path(key).stat().st_ctime
+            except FileNotFoundError:
+                return 0.0
+
+        return await _in_thread(work)
 
     async def keys(self, area: str) -> AsyncIterator[BlobKey]:
         """Every file of an area."""
