@@ -95,6 +95,25 @@ def test_a_trusted_proxy_tells_the_url_that_clients_use(edge: Server) -> None:
     assert located(edge) == edge.url
 
 
+def test_a_forwarded_that_the_proxy_passes_on_is_not_believed_beside_its_own_fields(edge: Server) -> None:
+    passed_on = {"Forwarded": "for=6.6.6.6;host=evil.example;proto=https"}
+    told = located(edge, **passed_on, X_Forwarded_Host="pacs.clinic.example", X_Forwarded_Proto="https")
+    assert told == "https://pacs.clinic.example"
+    assert located(edge, **passed_on, X_Forwarded_For="10.1.2.3") == edge.url
+
+
+def test_of_two_proxies_the_one_that_the_client_met_tells_the_url(edge: Server) -> None:
+    both = {"X_Forwarded_For": "10.1.2.3, 127.0.0.9", "X_Forwarded_Host": "public.example, inner.local:8080"}
+    assert located(edge, **both, X_Forwarded_Proto="https, http") == "https://public.example"
+    assert located(edge, **both, X_Forwarded_Proto="https") == "https://public.example"
+    spoofed = {"X_Forwarded_For": "10.1.2.3", "X_Forwarded_Host": "evil.example, public.example"}
+    assert located(edge, **spoofed, X_Forwarded_Proto="http, https") == "https://public.example"
+    outer, inner = "for=10.1.2.3;host=public.example;proto=https", 'for=127.0.0.9;host="inner.local:8080"'
+    assert located(edge, Forwarded=f"for=6.6.6.6;host=evil.example;proto=http, {outer}, {inner}") == (
+        "https://public.example"
+    )
+
+
 @pytest.mark.parametrize("host", ["evil.example/path", "a b", "user@evil", "", "x" * 300])
 def test_a_host_that_is_none_is_not_believed(edge: Server, host: str) -> None:
     assert located(edge, X_Forwarded_Proto="https", X_Forwarded_Host=host) == edge.url
