@@ -62,8 +62,8 @@ def _told(request: web.Request) -> tuple[list[str], list[str], list[str]]:
     elements: list[dict[str, str]] = []
     for element in reversed(request.forwarded):  # a hop that tells no host or proto leaves them as the newer one does
         newer = elements[-1] if elements else {}
-        kept = {key: newer[key] for key in ("host", "proto") if key in newer}
-        elements.append({**kept, **element})
+        kept: dict[str, str] = {key: newer[key] for key in ("host", "proto") if key in newer}
+        elements.append({**kept, **dict(element)})
     return ([_plain(element.get("for", "")) for element in elements],
             [element.get("host", "") for element in elements], [element.get("proto", "") for element in elements])
 

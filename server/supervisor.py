@@ -27,6 +27,8 @@ EVENTS_S = 0.5
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
+IDLE_S = 75.0
+"""How long a connection may stay without a request."""
 BACKLOG = 1024
 READ_BUFFER_BYTES = 512 * 1024
 
@@ -100,7 +102,7 @@ async def working(
 async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
     http = services.settings.http
     runner = web.AppRunner(create_app(services), access_log=None, shutdown_timeout=GRACE_S, lingering_time=LINGER_S,
-                           auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
+                           keepalive_timeout=IDLE_S, auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
     await runner.setup()
     server = runner.server
     assert server is not None, "setup() made it"

@@ -171,6 +171,32 @@ def test_a_second_request_has_its_own_time_for_its_header(edge: Server) -> None:
             assert line.recv(1000) == b""
 
 
+def test_a_refusal_is_read_however_long_the_body_is(edge: Server) -> None:
+    url = edge.tus("POST", "/files", Upload_Length=str(60 << 20)).headers["Location"]
+    body = bytes(50 << 20)
+    with requests.Session() as session:
+        fields = {"Tus-Resumable": "1.0.0", "Upload-Offset": "7", "Content-Type": "application/offset+octet-stream"}
+        for authorization, status in (({"Authorization": "Bearer no"}, 401), (edge.auth, 409), (edge.auth, 409)):
+            assert session.patch(url, body, headers={**fields, **authorization}, timeout=20).status_code == status
+
+
+@pytest.mark.parametrize("body", [b"", b"Content-Length: 2\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("half", [b"GET /healthz HTT", b""])
+def test_half_a_header_behind_a_request_has_its_time_too(edge: Server, body: bytes, half: bytes) -> None:
+    path = b"/api/v1/upload-sessions/x/cancel/"
+    content = b"" if not body else b"{}" if b"Length" in body else b"2\r\n{}\r\n0\r\n\r\n"
+    with connect(edge) as line:
+        line.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + body + b"\r\n" + content + half)
+        assert line.recv(4000).startswith(b"HTTP/1.1 401")
+        line.settimeout(3)
+        if half:
+            with suppress(ConnectionResetError):
+                assert line.recv(1000) == b""
+        else:  # an idle connection is not hurried
+            with pytest.raises(TimeoutError):
+                line.recv(1000)
+
+
 def test_a_header_without_end_is_refused(edge: Server) -> None:
     with connect(edge) as line:
         fields = b"".join(b"X-%d: y\r\n" % number for number in range(110))
