@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import structlog
 from aiohttp import web
 
 from server.app import create_app
@@ -21,6 +22,7 @@ from storage import jobs, sessions
 from storage.records import now, timestamp
 from storage.store import Store
 
+log = structlog.get_logger()
 SWEEP_S = 60.0
 EXPIRY_S = 5.0
 EVENTS_S = 0.5
@@ -76,7 +78,6 @@ async def prepare(services: Services) -> tuple[Path, str | None]:
     await services.store.write(jobs.release_all)
     await services.webhooks.begin()
     await services.upkeep.clean_staging()
-    await services.upkeep.finish_left()
     return token
 
 
@@ -93,7 +94,8 @@ async def working(
             stack.callback(services.worker.stop)
             tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
-            tasks.spawn(every(SWEEP_S, "left uploads", services.upkeep.finish_left), "finish-left-uploads")
+            # what a crash left whole may take long to seal: nobody waits for it to be ready
+            tasks.spawn(_finish_left(services), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
         yield http_port, dicom_port
 
@@ -138,6 +140,14 @@ async def _dicom(services: Services) -> AsyncIterator[int | None]:
         yield listener.port
     finally:
         await listener.close()
+
+
+async def _finish_left(services: Services) -> None:
+    try:
+        await services.upkeep.finish_left()
+    except Exception:
+        log.exception("sweep.failed", name="left uploads")
+    await every(SWEEP_S, "left uploads", services.upkeep.finish_left)
 
 
 async def _tell(services: Services) -> None:
