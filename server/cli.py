@@ -5,6 +5,7 @@ Exit status: 0 done, 1 it failed, 2 the configuration is unusable.
 
 import asyncio
 import json
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
@@ -85,13 +86,18 @@ def serve(
     only: Annotated[str | None, typer.Option(help="Do only these: http,dicom,jobs.")] = None,
 ) -> None:
     """Serve in the foreground until SIGTERM."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heeded; children begin with it ignored
     settings = config.load(config_file)
     log_to_stderr()
+
+    def reread() -> config.Settings:
+        return config.load(config_file)
+
     kinds = _kinds(only)
     if workers == 1 or Kind.HTTP not in kinds:
-        uvloop.run(serve_forever(settings, kinds))
+        uvloop.run(serve_forever(settings, reread, kinds))
     else:
-        uvloop.run(serve_in_processes(settings, workers, kinds))
+        uvloop.run(serve_in_processes(settings, reread, workers, kinds))
 
 
 def _kinds(only: str | None) -> frozenset[Kind]:

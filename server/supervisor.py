@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +14,7 @@ from aiohttp import web
 
 from server.app import create_app
 from server.config import Settings
+from server.errors import ConfigurationError
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
 from server.services import Services
 from server.sessions.service import IDEMPOTENCY_KEPT
@@ -168,9 +169,28 @@ def stop_signal() -> asyncio.Event:
     return stop
 
 
-async def serve(settings: Settings, kinds: frozenset[Kind] = ALL) -> None:
+def reread_on_hangup(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """At SIGHUP read the configuration again and tell what a restart would change; nothing ends, nothing drains."""
+
+    def hangup() -> None:
+        try:
+            found = reread()
+        except ConfigurationError as error:
+            log.error("configuration.unusable", reason=error.detail, kept="the settings of the start")
+            return
+        changed = [name for name in type(settings).model_fields if getattr(found, name) != getattr(settings, name)]
+        if changed:
+            log.warning("configuration.restart_needed", changed=changed)
+        else:
+            log.info("configuration.unchanged")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup)
+
+
+async def serve(settings: Settings, reread: Callable[[], Settings], kinds: frozenset[Kind] = ALL) -> None:
     """Serve in the foreground until SIGTERM or SIGINT, then drain."""
     stop = stop_signal()
+    reread_on_hangup(settings, reread)
     async with running(settings, kinds) as server:
         announce(server)
         await stop.wait()

@@ -112,6 +112,24 @@ def test_only_what_is_asked_for_is_served(tmp_path: Path, only: str, http: bool,
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+async def test_a_hangup_ends_nothing_and_tells_what_needs_a_restart(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    running = Server(tmp_path / "server", arguments=arguments).start()
+    try:
+        assert running.process is not None
+        config, log = running.folder / "packhorse.toml", running.folder / "server.log"
+        for text, told in (("[nonsense]\n", "configuration.unusable"),
+                           ("[dicom]\nae_title = \"OTHER\"\n", "configuration.restart_needed")):
+            config.write_text(text)
+            for pid in [running.process.pid, *children(running)]:
+                os.kill(pid, signal.SIGHUP)
+            await eventually(lambda told=told: told in log.read_text())  # type: ignore[misc]
+            assert running.process.poll() is None and running.api("GET", "/").status_code == 200
+    finally:
+        assert running.stop() == 0
+    assert "process.died" not in log.read_text()
+
+
 def test_an_unknown_kind_of_work_is_refused(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "server", "serve", "--only", "email"]
     refused = subprocess.run(
