@@ -178,13 +178,21 @@ def reread_on_hangup(settings: Settings, reread: Callable[[], Settings]) -> None
         except ConfigurationError as error:
             log.error("configuration.unusable", reason=error.detail, kept="the settings of the start")
             return
-        changed = [name for name in type(settings).model_fields if getattr(found, name) != getattr(settings, name)]
+        changed = sorted(_keys(found) ^ _keys(settings))
         if changed:
-            log.warning("configuration.restart_needed", changed=changed)
+            log.warning("configuration.restart_needed", changed=list(dict.fromkeys(key for key, _ in changed)))
         else:
             log.info("configuration.unchanged")
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup)
+
+
+def _keys(settings: Settings) -> set[tuple[str, str]]:
+    """Every key with its value, as text."""
+    tables = settings.model_dump(mode="json")
+    return {(f"{table}.{key}", repr(value)) for table, content in tables.items() if isinstance(content, dict)
+            for key, value in content.items()} | {
+                (table, repr(content)) for table, content in tables.items() if not isinstance(content, dict)}
 
 
 async def serve(settings: Settings, reread: Callable[[], Settings], kinds: frozenset[Kind] = ALL) -> None:
