@@ -7,6 +7,7 @@ keep_pixels_out()
 import asyncio  # noqa: E402 - what is imported from here on must find the pixel libraries gone
 import json  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -42,6 +43,7 @@ def _orphaned() -> None:
 def main() -> None:
     """A child: asked by one line of JSON on stdin."""
     log_to_stderr()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent re-reads the configuration
     uvloop.run(_serve(json.loads(sys.stdin.readline())))
 
 

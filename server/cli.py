@@ -5,6 +5,7 @@ Exit status: 0 done, 1 it failed, 2 the configuration is unusable.
 
 import asyncio
 import json
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import aiohttp
+import structlog
 import typer
 import uvloop
 from rich.console import Console
@@ -37,6 +39,7 @@ from storage.store import Store
 from storage.triggers import missing_triggers
 
 T = TypeVar("T")
+log = structlog.get_logger()
 app = typer.Typer(name="packhorse", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Takes medical images over bad lines and says when the local copy may be deleted.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
@@ -85,13 +88,21 @@ def serve(
     only: Annotated[str | None, typer.Option(help="Do only these: http,dicom,jobs.")] = None,
 ) -> None:
     """Serve in the foreground until SIGTERM."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heeded
     settings = config.load(config_file)
     log_to_stderr()
+
+    for warning in config.warnings_of(settings):
+        log.warning("configuration.warning", detail=warning)
+
+    def reread() -> config.Settings:
+        return config.load(config_file)
+
     kinds = _kinds(only)
     if workers == 1 or Kind.HTTP not in kinds:
-        uvloop.run(serve_forever(settings, kinds))
+        uvloop.run(serve_forever(settings, reread, kinds))
     else:
-        uvloop.run(serve_in_processes(settings, workers, kinds))
+        uvloop.run(serve_in_processes(settings, reread, workers, kinds))
 
 
 def _kinds(only: str | None) -> frozenset[Kind]:
@@ -122,6 +133,8 @@ def migrate(
 def config_check(config_file: ConfigOption = None) -> None:
     """Tell whether the configuration is usable."""
     settings = config.load(config_file)
+    for warning in config.warnings_of(settings):
+        errors.print(f"warning: {warning}")
     out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")
 
 
@@ -210,7 +223,7 @@ def webhook_test(
 ) -> None:
     """Send a signed test event and tell the answer; exit 1 unless it is taken."""
     known = {one.url: one.secret for one in config.load(config_file).webhooks}
-    key = secret or known.get(url)
+    key = secret if secret is not None else known.get(url)
     if key is None:
         raise ConfigurationError(f"webhooks: {url} is not configured: give --secret")
     body = json.dumps({"type": "webhook.test", "timestamp": timestamp(), "data": {}}).encode()

@@ -165,7 +165,7 @@ class Webhook(Section):
     """`[[webhooks]]`: who is told what happens."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^/\s]+\S*$", max_length=2000)]
-    secret: Annotated[str, Field(min_length=1, repr=False), AfterValidator(_webhook_secret)]
+    secret: Annotated[str, Field(repr=False), AfterValidator(_webhook_secret)]  # empty: calls go unsigned
     events: list[Literal["*", "session.synced", "session.failed", "image.stored"]] = ["*"]
 
 
@@ -217,6 +217,12 @@ class Settings(BaseSettings):
         """On loopback any AE title may call, elsewhere only listed peers (contract §12)."""
         wanted = self.dicom.require_known_peers
         return not is_loopback(self.dicom.host) if wanted is None else wanted
+
+
+def warnings_of(settings: Settings) -> list[str]:
+    """What is usable, and should be known."""
+    return [f"webhooks: {one.url} has no secret, so its calls go unsigned: anybody could make them up"
+            for one in settings.webhooks if not one.secret]
 
 
 def restored(values: dict[str, Any], base_path: Path, *, http_port: int) -> Settings:

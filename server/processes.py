@@ -10,6 +10,7 @@ import json
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import structlog
 
 from server.config import Settings
 from server.lifecycle import StartFailed, open_services, sole_server
-from server.supervisor import ALL, GRACE_S, Kind, Running, announce, prepare, stop_signal
+from server.supervisor import ALL, GRACE_S, Kind, Running, announce, prepare, reread_on_hangup, stop_signal
 
 log = structlog.get_logger()
 RESTART_S = 1.0
@@ -41,9 +42,12 @@ def parts_of(workers: int, kinds: frozenset[Kind]) -> list[_Part]:
     return [*parts, _Part("others", others)] if others else parts
 
 
-async def serve_in_processes(settings: Settings, workers: int, kinds: frozenset[Kind] = ALL) -> None:
+async def serve_in_processes(
+    settings: Settings, reread: Callable[[], Settings], workers: int, kinds: frozenset[Kind] = ALL
+) -> None:
     """Serve in the foreground with `workers` HTTP processes until SIGTERM or SIGINT, then drain."""
     stop = stop_signal()
+    reread_on_hangup(settings, reread)
     with sole_server(settings.data_path) as lock, _ReservedPort(settings) as port:
         async with open_services(settings) as (services, _tasks):
             token_path, token = await prepare(services)

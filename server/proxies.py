@@ -22,14 +22,12 @@ def behind_proxies(trusted: list[str]) -> Middleware:
     async def unfold(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not networks or not _is_in(request.remote, networks):
             return await handler(request)
-        told = _told(request)
-        chain = [one for one in told["for"] if one]
-        # from the right: the first that is no proxy of ours is the client; what is left of it anybody may have written
-        client = next((one for one in reversed(chain) if not _is_in(one, networks)), chain[0] if chain else "")
+        nodes, hosts, protos = _told(request)
+        hop = _hop(nodes, networks)
+        client, host = _at(nodes, hop), _at(hosts, hop)
         clone = request.clone(remote=client if _is_address(client) else request.remote or "")
-        if told["host"] and told["proto"][-1:] and _HOST.fullmatch(told["host"][-1]):
-            scheme = "https" if told["proto"][-1].lower() == "https" else "http"
-            clone[FORWARDED_URL] = f"{scheme}://{told['host'][-1]}"
+        if _at(protos, hop) and _HOST.fullmatch(host):
+            clone[FORWARDED_URL] = f"{'https' if _at(protos, hop).lower() == 'https' else 'http'}://{host}"
         return await handler(clone)
 
     return unfold
@@ -52,17 +50,41 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _told(request: web.Request) -> dict[str, list[str]]:
-    """What the proxies say, oldest first: `for`, `host`, `proto`."""
-    if request.forwarded:
-        return {key: [_plain(element[key]) for element in request.forwarded if key in element]
-                for key in ("for", "host", "proto")}
+def _told(request: web.Request) -> tuple[list[str], list[str], list[str]]:
+    """What the proxies say, the newest first: `for`, `host`, `proto`.
 
-    def listed(name: str) -> list[str]:
-        return [part.strip() for part in ",".join(request.headers.getall(name, [])).split(",") if part.strip()]
+    A proxy that writes X-Forwarded-* mostly passes on a Forwarded that it does not know, and its client may have
+    written that: beside any X-Forwarded-* it is not read.
+    """
+    if any(name.lower().startswith("x-forwarded-") for name in request.headers):
+        return ([_plain(one) for one in _listed(request, "X-Forwarded-For")],
+                _listed(request, "X-Forwarded-Host"), _listed(request, "X-Forwarded-Proto"))
+    elements: list[dict[str, str]] = []
+    for element in reversed(request.forwarded):  # a hop that tells no host or proto leaves them as the newer one does
+        newer = elements[-1] if elements else {}
+        kept: dict[str, str] = {key: newer[key] for key in ("host", "proto") if key in newer}
+        elements.append({**kept, **dict(element)})
+    return ([_plain(element.get("for", "")) for element in elements],
+            [element.get("host", "") for element in elements], [element.get("proto", "") for element in elements])
 
-    return {"for": [_plain(one) for one in listed("X-Forwarded-For")],
-            "host": listed("X-Forwarded-Host"), "proto": listed("X-Forwarded-Proto")}
+
+def _listed(request: web.Request, name: str) -> list[str]:
+    parts = ",".join(request.headers.getall(name, [])).split(",")
+    return [part.strip() for part in reversed(parts) if part.strip()]
+
+
+def _hop(nodes: list[str], networks: list[Network]) -> int:
+    """Which entry tells of the client: from the newest, the first that is no proxy of ours.
+
+    What is older than that one anybody may have written.
+    """
+    named = [hop for hop, node in enumerate(nodes) if node]
+    return next((hop for hop in named if not _is_in(nodes[hop], networks)), named[-1] if named else 0)
+
+
+def _at(told: list[str], hop: int) -> str:
+    """What was told at that hop; a list that is shorter was begun anew by a proxy on the way."""
+    return told[min(hop, len(told) - 1)] if told else ""
 
 
 def _plain(node: str) -> str:

@@ -3,16 +3,18 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import structlog
 from aiohttp import web
 
 from server.app import create_app
 from server.config import Settings
+from server.errors import ConfigurationError
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
 from server.services import Services
 from server.sessions.service import IDEMPOTENCY_KEPT
@@ -21,12 +23,15 @@ from storage import jobs, sessions
 from storage.records import now, timestamp
 from storage.store import Store
 
+log = structlog.get_logger()
 SWEEP_S = 60.0
 EXPIRY_S = 5.0
 EVENTS_S = 0.5
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
+IDLE_S = 75.0
+"""How long a connection may stay without a request."""
 BACKLOG = 1024
 READ_BUFFER_BYTES = 512 * 1024
 
@@ -74,7 +79,6 @@ async def prepare(services: Services) -> tuple[Path, str | None]:
     await services.store.write(jobs.release_all)
     await services.webhooks.begin()
     await services.upkeep.clean_staging()
-    await services.upkeep.finish_left()
     return token
 
 
@@ -91,7 +95,8 @@ async def working(
             stack.callback(services.worker.stop)
             tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
-            tasks.spawn(every(SWEEP_S, "left uploads", services.upkeep.finish_left), "finish-left-uploads")
+            # what a crash left whole may take long to seal: nobody waits for it to be ready
+            tasks.spawn(_finish_left(services), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
         yield http_port, dicom_port
 
@@ -100,7 +105,7 @@ async def working(
 async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
     http = services.settings.http
     runner = web.AppRunner(create_app(services), access_log=None, shutdown_timeout=GRACE_S, lingering_time=LINGER_S,
-                           auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
+                           keepalive_timeout=IDLE_S, auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
     await runner.setup()
     server = runner.server
     assert server is not None, "setup() made it"
@@ -138,6 +143,14 @@ async def _dicom(services: Services) -> AsyncIterator[int | None]:
         await listener.close()
 
 
+async def _finish_left(services: Services) -> None:
+    try:
+        await services.upkeep.finish_left()
+    except Exception:
+        log.exception("sweep.failed", name="left uploads")
+    await every(SWEEP_S, "left uploads", services.upkeep.finish_left)
+
+
 async def _tell(services: Services) -> None:
     if await services.webhooks.gather():
         services.worker.wake("webhook")
@@ -156,9 +169,36 @@ def stop_signal() -> asyncio.Event:
     return stop
 
 
-async def serve(settings: Settings, kinds: frozenset[Kind] = ALL) -> None:
+def reread_on_hangup(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """At SIGHUP read the configuration again and tell what a restart would change; nothing ends, nothing drains."""
+
+    def hangup() -> None:
+        try:
+            found = reread()
+        except ConfigurationError as error:
+            log.error("configuration.unusable", reason=error.detail, kept="the settings of the start")
+            return
+        changed = sorted(_keys(found) ^ _keys(settings))
+        if changed:
+            log.warning("configuration.restart_needed", changed=list(dict.fromkeys(key for key, _ in changed)))
+        else:
+            log.info("configuration.unchanged")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup)
+
+
+def _keys(settings: Settings) -> set[tuple[str, str]]:
+    """Every key with its value, as text."""
+    tables = settings.model_dump(mode="json")
+    return {(f"{table}.{key}", repr(value)) for table, content in tables.items() if isinstance(content, dict)
+            for key, value in content.items()} | {
+                (table, repr(content)) for table, content in tables.items() if not isinstance(content, dict)}
+
+
+async def serve(settings: Settings, reread: Callable[[], Settings], kinds: frozenset[Kind] = ALL) -> None:
     """Serve in the foreground until SIGTERM or SIGINT, then drain."""
     stop = stop_signal()
+    reread_on_hangup(settings, reread)
     async with running(settings, kinds) as server:
         announce(server)
         await stop.wait()

@@ -11,6 +11,7 @@ import hashlib
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -55,26 +56,36 @@ class UploadLocks(Protocol):
         ...
 
     def stop_all(self) -> None:
-        """Ask every holder in this process to leave: it is stopping."""
+        """Ask every holder in this process to leave, and whoever takes a lock later: it is stopping."""
         ...
+
+
+@dataclass(slots=True)
+class _Holders:
+    """The holders of one process: how each is made to leave, and whether all are."""
+
+    stops: set[Stop] = field(default_factory=set)
+    stopping: bool = False
 
 
 class _Address:
     """A bound address: Held."""
 
-    __slots__ = ("_bound", "_listens", "_stop", "_stops")
+    __slots__ = ("_bound", "_holders", "_listens", "_stop")
 
-    def __init__(self, bound: socket.socket, stop: Stop | None, stops: "set[Stop]") -> None:
+    def __init__(self, bound: socket.socket, stop: Stop | None, holders: _Holders) -> None:
         self._bound = bound
         self._stop = stop
-        self._stops = stops
+        self._holders = holders
         self._listens = False
 
     async def __aenter__(self) -> None:
         if self._stop is not None:
-            self._stops.add(self._stop)
+            self._holders.stops.add(self._stop)
             asyncio.get_running_loop().add_reader(self._bound, self._asked)
             self._listens = True
+            if self._holders.stopping:  # it was on its way here when all were asked
+                self._stop("server_shutdown")
 
     def _asked(self) -> None:
         with suppress(BlockingIOError):
@@ -85,7 +96,7 @@ class _Address:
     async def __aexit__(self, *_failure: object) -> None:
         if self._listens and self._stop is not None:
             asyncio.get_running_loop().remove_reader(self._bound)
-            self._stops.discard(self._stop)
+            self._holders.stops.discard(self._stop)
         self._bound.close()
 
 
@@ -94,7 +105,7 @@ class MachineLocks:
 
     def __init__(self, namespace: Path) -> None:
         self._prefix = b"\0packhorse/" + hashlib.sha256(str(namespace.resolve()).encode()).digest()[:16].hex().encode()
-        self._stops: set[Stop] = set()
+        self._holders = _Holders()
 
     def _address(self, upload_id: str) -> bytes:
         return self._prefix + b"/" + upload_id.encode()
@@ -114,7 +125,7 @@ class MachineLocks:
         if not _bind(mine, self._address(upload_id)):
             mine.close()
             return None
-        return _Address(mine, stop, self._stops)
+        return _Address(mine, stop, self._holders)
 
     async def take(self, upload_id: str, stop: Stop | None) -> Held:
         """Bind the address, asking its holder to leave for as long as it is taken."""
@@ -133,11 +144,12 @@ class MachineLocks:
         except BaseException:
             mine.close()
             raise
-        return _Address(mine, stop, self._stops)
+        return _Address(mine, stop, self._holders)
 
     def stop_all(self) -> None:
-        """Ask every holder of this process to leave."""
-        for stop in list(self._stops):
+        """Ask every holder of this process to leave, those that are still to come too."""
+        self._holders.stopping = True
+        for stop in list(self._holders.stops):
             stop("server_shutdown")
 
 

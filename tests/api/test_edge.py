@@ -95,6 +95,25 @@ def test_a_trusted_proxy_tells_the_url_that_clients_use(edge: Server) -> None:
     assert located(edge) == edge.url
 
 
+def test_a_forwarded_that_the_proxy_passes_on_is_not_believed_beside_its_own_fields(edge: Server) -> None:
+    passed_on = {"Forwarded": "for=6.6.6.6;host=evil.example;proto=https"}
+    told = located(edge, **passed_on, X_Forwarded_Host="pacs.clinic.example", X_Forwarded_Proto="https")
+    assert told == "https://pacs.clinic.example"
+    assert located(edge, **passed_on, X_Forwarded_For="10.1.2.3") == edge.url
+
+
+def test_of_two_proxies_the_one_that_the_client_met_tells_the_url(edge: Server) -> None:
+    both = {"X_Forwarded_For": "10.1.2.3, 127.0.0.9", "X_Forwarded_Host": "public.example, inner.local:8080"}
+    assert located(edge, **both, X_Forwarded_Proto="https, http") == "https://public.example"
+    assert located(edge, **both, X_Forwarded_Proto="https") == "https://public.example"
+    spoofed = {"X_Forwarded_For": "10.1.2.3", "X_Forwarded_Host": "evil.example, public.example"}
+    assert located(edge, **spoofed, X_Forwarded_Proto="http, https") == "https://public.example"
+    outer, inner = "for=10.1.2.3;host=public.example;proto=https", 'for=127.0.0.9;host="inner.local:8080"'
+    assert located(edge, Forwarded=f"for=6.6.6.6;host=evil.example;proto=http, {outer}, {inner}") == (
+        "https://public.example"
+    )
+
+
 @pytest.mark.parametrize("host", ["evil.example/path", "a b", "user@evil", "", "x" * 300])
 def test_a_host_that_is_none_is_not_believed(edge: Server, host: str) -> None:
     assert located(edge, X_Forwarded_Proto="https", X_Forwarded_Host=host) == edge.url
@@ -150,6 +169,32 @@ def test_a_second_request_has_its_own_time_for_its_header(edge: Server) -> None:
         line.sendall(b"GET /healthz HTT")
         with suppress(ConnectionResetError):
             assert line.recv(1000) == b""
+
+
+def test_a_refusal_is_read_however_long_the_body_is(edge: Server) -> None:
+    url = edge.tus("POST", "/files", Upload_Length=str(60 << 20)).headers["Location"]
+    body = bytes(50 << 20)
+    with requests.Session() as session:
+        fields = {"Tus-Resumable": "1.0.0", "Upload-Offset": "7", "Content-Type": "application/offset+octet-stream"}
+        for authorization, status in (({"Authorization": "Bearer no"}, 401), (edge.auth, 409), (edge.auth, 409)):
+            assert session.patch(url, body, headers={**fields, **authorization}, timeout=20).status_code == status
+
+
+@pytest.mark.parametrize("body", [b"", b"Content-Length: 2\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("half", [b"GET /healthz HTT", b""])
+def test_half_a_header_behind_a_request_has_its_time_too(edge: Server, body: bytes, half: bytes) -> None:
+    path = b"/api/v1/upload-sessions/x/cancel/"
+    content = b"" if not body else b"{}" if b"Length" in body else b"2\r\n{}\r\n0\r\n\r\n"
+    with connect(edge) as line:
+        line.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + body + b"\r\n" + content + half)
+        assert line.recv(4000).startswith(b"HTTP/1.1 401")
+        line.settimeout(3)
+        if half:
+            with suppress(ConnectionResetError):
+                assert line.recv(1000) == b""
+        else:  # an idle connection is not hurried
+            with pytest.raises(TimeoutError):
+                line.recv(1000)
 
 
 def test_a_header_without_end_is_refused(edge: Server) -> None:

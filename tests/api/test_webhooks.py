@@ -168,6 +168,19 @@ async def test_what_was_not_told_before_a_crash_is_told_after_it(tmp_path: Path)
         server.stop()
 
 
+async def test_without_a_secret_calls_go_unsigned_with_a_warning(tmp_path: Path, receiver: Receiver) -> None:
+    server = Server(tmp_path / "server", extra=f'[[webhooks]]\nurl = "{receiver.url}"\nsecret = ""\n').start()
+    try:
+        store(server, b"a letter", "a.txt")
+        await eventually(lambda: bool(receiver.got))
+        assert "webhook-signature" not in receiver.got[0][0] and receiver.got[0][0]["webhook-id"]
+        assert "unsigned" in (server.folder / "server.log").read_text()
+        checked = server.command("config", "check")
+        assert checked.returncode == 0 and "unsigned" in checked.stderr
+    finally:
+        server.stop()
+
+
 def test_only_operators_see_and_resend(shared_server: Server) -> None:
     token = shared_server.command("token", "create", "--role", "uploader").stdout.strip()
     assert shared_server.api("GET", "/webhooks/deliveries/", token=token).status_code == 403

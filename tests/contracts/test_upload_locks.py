@@ -96,6 +96,17 @@ async def test_a_holder_in_another_process_leaves_or_is_known_to_be_dead(tmp_pat
         other.communicate()
 
 
+async def test_who_takes_a_lock_while_the_process_stops_is_asked_to_leave_at_once(locks: UploadLocks) -> None:
+    told: list[str] = []
+    locks.stop_all()
+    async with await locks.take("one", told.append):
+        assert told == ["server_shutdown"]
+    held = await locks.take_free("two", told.append)
+    assert held is not None
+    async with held:
+        assert told == ["server_shutdown"] * 2
+
+
 async def test_servers_of_other_folders_share_nothing(tmp_path: Path) -> None:
     async with await MachineLocks(tmp_path / "a").take("one", nobody):
         assert not MachineLocks(tmp_path / "b").is_held("one")

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,30 @@ def test_only_what_is_asked_for_is_served(tmp_path: Path, only: str, http: bool,
         process.terminate()
         process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+def contains(log: Path, told: str) -> bool:
+    return told in log.read_text()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+async def test_a_hangup_ends_nothing_and_tells_what_needs_a_restart(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    running = Server(tmp_path / "server", arguments=arguments).start()
+    try:
+        assert running.process is not None
+        config, log = running.folder / "packhorse.toml", running.folder / "server.log"
+        for text, told in (
+            ("[nonsense]\n", "configuration.unusable"),
+            ('[http]\nport = 0\n[dicom]\nport = 0\nae_title = "OTHER"\n', '"changed": ["dicom.ae_title"]'),
+        ):
+            config.write_text(text)
+            for pid in [running.process.pid, *children(running)]:
+                os.kill(pid, signal.SIGHUP)
+            await eventually(partial(contains, log, told))
+            assert running.process.poll() is None and running.api("GET", "/").status_code == 200
+    finally:
+        assert running.stop() == 0
+    assert "process.died" not in log.read_text()
 
 
 def test_an_unknown_kind_of_work_is_refused(tmp_path: Path) -> None:
