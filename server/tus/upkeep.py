@@ -6,6 +6,7 @@ import structlog
 
 from server.admission import UploadPolicy
 from server.errors import AppError, SessionFailure
+from server.tus.body import WHOLE_BYTES
 from server.tus.locks import UploadLocks
 from server.tus.uploads import Uploads
 from storage import uploads
@@ -48,6 +49,8 @@ class Upkeep:
 
     async def _forget_seal(self, key: BlobKey) -> None:
         """A crash came between the sealing of a file that was created whole and the rows that tell of it."""
+        if await self._store.blobs.size(key) > WHOLE_BYTES:
+            return  # only short ones are sealed before their rows: the start does not wait for the hashing of others
         digest = await self._store.blobs.digest(key)
         if await self._store.read(lambda tx: uploads.find_blob(tx, key.site, digest)) is None:
             await self._store.blobs.delete(sealed(key.site, digest))

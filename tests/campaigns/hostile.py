@@ -175,7 +175,7 @@ def half_open_and_slow_clients(folder: Path, seed: int, count: int) -> int:
         for line in lines:
             line.settimeout(max(0.1, deadline - time.monotonic()))
             with suppress(ConnectionError):
-                while line.recv(65536):  # an answer may come first: 408
+                while line.recv(65536):  # an answer may come first: 503
                     pass
         sound(server)
         return len(lines)

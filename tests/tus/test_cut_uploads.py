@@ -166,5 +166,6 @@ def test_at_start_what_is_staged_for_nobody_is_freed_and_what_is_complete_is_fin
     (staging / url.rsplit("/", 1)[1]).write_bytes(content)  # as a crash between the last byte and the seal leaves it
     (staging / "00000000-0000-0000-0000-000000000000").write_bytes(b"of nobody")
     server.restart()
-    assert server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["status"] == "SYNCED"
+    view = f"/upload-sessions/{session['session_id']}/"
+    asyncio.run(eventually(lambda: server.api("GET", view).json()["status"] == "SYNCED"))
     asyncio.run(eventually(lambda: list(staging.iterdir()) == []))

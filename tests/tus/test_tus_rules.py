@@ -213,7 +213,7 @@ async def test_a_connection_that_times_out_is_closed_and_what_came_is_kept(tmp_p
             answer = b""
             while chunk := line.recv(65536):  # ends, for the server closes
                 answer += chunk
-        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert answer.startswith(b"HTTP/1.1 503 ")
         await eventually(lambda: server.tus("HEAD", url).headers["Upload-Offset"] == "50")
     finally:
         server.stop()
