@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 import structlog
@@ -29,13 +29,15 @@ STORAGE: tuple[tuple[type[storage_errors.StorageError], str], ...] = (
 )
 """The one table from the storage's errors to the codes of this door; the first that fits."""
 
-AIOHTTP = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 400: "bad_request"}
+AIOHTTP = {404: "not_found", 413: "body_too_large", 400: "bad_request"}
 
 
 def as_app_error(error: Exception) -> AppError:
     """Any failure as one of ours; unknown ones become `internal_error` without a word of their own."""
     if isinstance(error, AppError):
         return error
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return method_not_allowed(error.allowed_methods)
     if isinstance(error, web.HTTPException):
         return RequestError(AIOHTTP.get(error.status, "bad_request"))
     if isinstance(error, UnicodeEncodeError):
@@ -45,6 +47,11 @@ def as_app_error(error: Exception) -> AppError:
         if isinstance(error, kind):
             return RequestError(code)
     return RequestError("internal_error")
+
+
+def method_not_allowed(allowed: Iterable[str]) -> RequestError:
+    """The refusal of a method; MUST tell which ones are taken (RFC 9110 §15.5.6)."""
+    return RequestError("method_not_allowed", allow=", ".join(sorted(allowed)))
 
 
 def problem_body(error: AppError) -> dict[str, object]:
@@ -67,6 +74,8 @@ def problem(
         response.headers["WWW-Authenticate"] = "Bearer"
     if error.status == 503 or "retry_after_s" in error.members:
         response.headers["Retry-After"] = str(error.members.get("retry_after_s", 1))
+    if "allow" in error.members:
+        response.headers["Allow"] = str(error.members["allow"])
     response.headers.update(headers or {})
     return response
 
@@ -86,8 +95,6 @@ async def request_id(request: web.Request, handler: Handler) -> web.StreamRespon
         if known.status >= 500 and not isinstance(error, AppError):
             log.error("request.failed", method=request.method, route=route_of(request), exc_info=error)
         response = problem(known)
-        if isinstance(error, web.HTTPMethodNotAllowed):
-            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))  # MUST (RFC 9110 §15.5.6)
     if not response.prepared:
         response.headers["X-Request-Id"] = name
     return response

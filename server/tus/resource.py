@@ -7,7 +7,7 @@ from aiohttp import hdrs, web
 
 from server.auth import Role, principal_of
 from server.errors import AppError, RequestError
-from server.middleware import as_app_error, verb_of
+from server.middleware import as_app_error, method_not_allowed, verb_of
 from server.reads import Reads
 from server.tus import protocol, rufh
 from server.tus.answers import close_if_unread, limit_of
@@ -77,8 +77,9 @@ class FilesResource:
     def _handler(self, request: web.Request, speaker: TusHandlers | RufhHandlers) -> Handler:
         verb = verb_of(request)
         of_one = "upload_id" in request.match_info
-        if verb not in VERBS["/files/{upload_id}" if of_one else "/files"] or (of_one and verb == "POST"):
-            raise RequestError("method_not_allowed")
+        allowed = VERBS["/files/{upload_id}" if of_one else "/files"]
+        if verb not in allowed or (of_one and verb == "POST"):
+            raise method_not_allowed(allowed)
         handlers: dict[str, Handler] = {
             "OPTIONS": self.options, "GET": self.get, "POST": speaker.post, "HEAD": speaker.head,
             "PATCH": speaker.patch, "DELETE": speaker.delete}

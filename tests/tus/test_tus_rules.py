@@ -144,6 +144,17 @@ def test_every_response_says_the_version_that_it_speaks(shared_server: Server) -
     assert silent == []
 
 
+def test_refusals_from_before_the_routes_say_it_too_and_405_says_what_is_taken(shared_server: Server) -> None:
+    url = made(shared_server, 3)
+    answers = [shared_server.tus(method, "/files") for method in ("PUT", "HEAD", "GET")]
+    answers += [shared_server.tus("PUT", url), shared_server.tus("POST", url, X_HTTP_Method_Override="PUT")]
+    for answer in answers:
+        assert answer.status_code == 405 and "POST" in answer.headers["Allow"]  # RFC 9110 §15.5.6, MUST
+    answers.append(begin(shared_server, **{f"X-{number}": "y" for number in range(110)}))
+    for answer in answers:
+        assert answer.headers.get("Tus-Resumable") == "1.0.0", answer.status_code
+
+
 def test_a_creation_in_another_version_makes_nothing(shared_server: Server) -> None:
     before = shared_server.api("GET", "/upload-sessions/?limit=500").json()["results"]
     answer = begin(shared_server, Upload_Length="3", Tus_Resumable="0.2.2")
