@@ -18,7 +18,8 @@ class NewUpload:
 
     `length_bytes` counts the bytes on the wire, None while it is deferred. `upload_concat` is that header as it came,
     with `part_ids` for a final one. `content_encoding`: the wire carries a compressed representation of the file.
-    `checksum_sha256` (hex) and `repr_digest` (`algorithm:hex`) are what a Repr-Digest declared.
+    `checksum_sha256` (hex) and `repr_digest` (`algorithm:hex`) are what a Repr-Digest declared. `awaits_end`: its
+    request does not end it (UploadRecord).
     """
 
     length_bytes: int | None
@@ -30,6 +31,7 @@ class NewUpload:
     content_encoding: str | None = None
     checksum_sha256: str | None = None
     repr_digest: str | None = None
+    awaits_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,8 @@ class UploadRecord:
     count (contract §2). A session has at most one live upload. `session_id` is None for a partial upload
     of a concatenation; `length_bytes` is None while it is deferred, and counts the bytes on the wire, which
     are a compressed representation where `content_encoding` says so. `upload_concat` is the header as it
-    came; `repr_digest` is `algorithm:hex` of the whole where a client declared other than SHA-256.
+    came; `repr_digest` is `algorithm:hex` of the whole where a client declared other than SHA-256. `awaits_end`: the
+    request that wrote last does not end the upload, however many bytes are there (RUFH, Upload-Complete: ?0).
     """
 
     upload_id: str
@@ -158,6 +159,7 @@ class UploadRecord:
     upload_concat: str | None = None
     content_encoding: str | None = None
     repr_digest: str | None = None
+    awaits_end: bool = False
 
     @property
     def is_partial(self) -> bool:

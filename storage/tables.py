@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -112,6 +113,7 @@ upload = Table(
     Column("upload_concat", Text),
     Column("content_encoding", String(8)),
     Column("repr_digest", Text),
+    Column("awaits_end", Boolean, nullable=False, server_default=false()),
     _time("created_at", nullable=False),
     _time("expires_at", nullable=False),
     _time("finished_at"),

@@ -100,6 +100,15 @@ def declare_length(tx: Connection, upload_id: str, length_bytes: int) -> None:
         raise Conflict("the upload has another length")
 
 
+def await_end(tx: Connection, upload_id: str, awaits_end: bool) -> None:
+    """Note whether the bytes that come now leave the upload open. Conflict when the upload is not open."""
+    changed = tx.execute(
+        update(upload).where(upload.c.upload_id == upload_id, upload.c.state == UploadState.OPEN)
+        .values(awaits_end=awaits_end))
+    if changed.rowcount != 1:
+        raise Conflict("the upload is not open")
+
+
 def add_parts(tx: Connection, site: str, final_id: str, part_ids: Sequence[str]) -> None:
     """Note of what a final upload is made, in order; one part may stand more than once."""
     tx.execute(insert(upload_part), [

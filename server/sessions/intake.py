@@ -246,7 +246,7 @@ class Intake:
             principal=who.name, length_bytes=length, offset_bytes=0, state=UploadState.OPEN, gone_reason=None,
             boot_id=boot_id(), upload_metadata=new.raw_metadata, created_at=timestamp(),
             expires_at=timestamp(now() + self._settings.expires_after), upload_concat=new.upload_concat,
-            content_encoding=new.content_encoding, repr_digest=new.repr_digest)
+            content_encoding=new.content_encoding, repr_digest=new.repr_digest, awaits_end=new.awaits_end)
 
     async def _good_prefix(
         self, record: SessionRecord, spare: UploadRecord, who: Principal, room_bytes: int | None

@@ -9,8 +9,9 @@ from aiohttp import hdrs, web
 from server.admission import Verdict
 from server.auth import Principal
 from server.errors import AppError, RequestError
-from server.middleware import problem
+from server.middleware import as_app_error, problem
 from server.tus import protocol, rufh
+from storage.errors import StorageError
 from storage.records import UploadRecord, UploadState, now
 
 
@@ -75,9 +76,10 @@ def told_in_failures(url: str) -> Iterator[None]:
     """A creation that fails after its upload was made tells where that is: what arrived is kept there."""
     try:
         yield
-    except RequestError as error:
-        error.members.setdefault("upload_url", url)
-        raise
+    except (RequestError, StorageError) as error:
+        known = as_app_error(error)
+        known.members.setdefault("upload_url", url)
+        raise known from error
 
 
 def failure_headers(error: AppError) -> dict[str, str]:

@@ -55,6 +55,15 @@ class UploadRows:
 
         return await self._store.write(unit)
 
+    async def await_end(self, upload: UploadRecord, awaits_end: bool) -> UploadRecord:
+        """The bytes that come now do, or do not, leave the upload open at its length (RUFH)."""
+
+        def unit(tx: Connection) -> UploadRecord:
+            uploads.await_end(tx, upload.upload_id, awaits_end)
+            return replace(upload, awaits_end=awaits_end)
+
+        return await self._store.write(unit)
+
     def progress(
         self, upload: UploadRecord, durable: int, entry: AuditEntry | None = None
     ) -> Callable[[Connection], UploadRecord]:

@@ -28,10 +28,9 @@ from storage.records import UploadRecord
 
 PROBLEMS = {
     "offset_mismatch": "mismatching-upload-offset",
-    "completed_upload": "completed-upload",
     "inconsistent_upload_length": "inconsistent-upload-length",
 }
-"""Our codes → the problem types that the draft registers (§7)."""
+"""Our codes → the two problem types that the draft registers (§7)."""
 
 
 class RufhHandlers:
@@ -99,12 +98,12 @@ class RufhHandlers:
         other = next((f"{name}:{value}" for name, value in digests.items() if value != whole), None)
         return NewUpload(
             length, metadata, protocol.format_metadata(metadata), request.remote, content_encoding=coding,
-            checksum_sha256=whole, repr_digest=other)
+            checksum_sha256=whole, repr_digest=other, awaits_end=not complete or request.content_length is None)
 
     async def head(self, request: web.Request) -> web.Response:
         """Offset retrieval (§4.3); takes an unfinished upload over."""
         if {rufh.UPLOAD_OFFSET, rufh.UPLOAD_COMPLETE} & set(request.headers):
-            raise RequestError("invalid_header", "a request for the offset states none")  # §4.3.1, MUST
+            raise RequestError("invalid_header", "a request for the offset states none")
         upload, offset = await self._uploads.state(
             self._links.upload_id(request), principal_of(request), request.remote, finishes=False)
         return web.Response(
@@ -117,11 +116,10 @@ class RufhHandlers:
         append, body = rufh.parse_append(request.headers), UploadBody(request, self._pace)
 
         def check(upload: UploadRecord) -> None:
-            room = self._uploads.room(upload, append.offset)
-            if upload.length_bytes is None and append.length_bytes is not None:
-                room = max(0, append.length_bytes - append.offset)
-            known = upload.length_bytes is None or append.offset <= upload.length_bytes
-            check_plain_body(request, room if known else self._max_size_bytes, rufh.PARTIAL_CONTENT_TYPE)
+            length = append.length_bytes if upload.length_bytes is None else upload.length_bytes
+            room = self._uploads.room(upload, append.offset) if length is None else max(0, length - append.offset)
+            # what passes the length is not only refused, but ends the upload: by who holds it
+            check_plain_body(request, room if length is None else self._max_size_bytes, rufh.PARTIAL_CONTENT_TYPE)
             body.limit_to(room)
 
         patched = await self._uploads.append(
@@ -134,7 +132,7 @@ class RufhHandlers:
     async def delete(self, request: web.Request) -> web.Response:
         """Upload cancellation (§4.5)."""
         if {rufh.UPLOAD_OFFSET, rufh.UPLOAD_COMPLETE} & set(request.headers):
-            raise RequestError("invalid_header", "a cancellation states no offset")  # §4.5.1, MUST
+            raise RequestError("invalid_header", "a cancellation states no offset")
         await self._uploads.delete(self._links.upload_id(request), principal_of(request))
         return web.Response(status=204)
 
@@ -161,6 +159,7 @@ class RufhHandlers:
         """A failure in RUFH's words."""
         headers = failure_headers(error)
         members: dict[str, object] = {}
+        headers.pop(protocol.UPLOAD_EXPIRES, None)  # tus's own; Upload-Limit has max-age
         headers[rufh.UPLOAD_COMPLETE] = rufh.format_boolean(isinstance(error, SessionFailure))
         if error.status == 413:
             headers |= limit_of(None, self._max_size_bytes)

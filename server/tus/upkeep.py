@@ -75,7 +75,7 @@ class Upkeep:
                 continue
             try:
                 whole = upload.is_final or await self._uploads.offset(upload) == upload.length_bytes
-                if whole and not upload.is_partial:
+                if whole and not upload.is_partial and not upload.awaits_end:
                     await self._uploads.complete(upload.upload_id, None)
             except (AppError, StorageError) as error:
                 log.warning("upload.recovery", upload_id=upload.upload_id, code=error.code)

@@ -5,8 +5,8 @@ flushed, and noted in the row, counts. A row that was read before its lock was t
 takes the lock first where it is free, so that one look is enough, and looks twice where it is not.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -89,16 +89,19 @@ class Uploads:
         free = await self._locks.take_free(upload_id, stop)
         if free is not None:
             async with free:
-                yield self.find(upload_id, who, reading=reading)
+                seen = self.find(upload_id, who, reading=reading)
+                with _expiry_told(seen.upload):
+                    yield seen
             return
         seen = self.find(upload_id, who, reading=reading)
         if seen.upload.state is not UploadState.OPEN:
             yield seen  # nothing on a finished upload waits for a lock
             return
-        if check is not None:
-            await check(seen.upload)
-        async with await self._locks.take(upload_id, stop):
-            yield alive(self._rows.look(seen.upload))
+        with _expiry_told(seen.upload):
+            if check is not None:
+                await check(seen.upload)
+            async with await self._locks.take(upload_id, stop):
+                yield alive(self._rows.look(seen.upload))
 
     def room(self, upload: UploadRecord, offset: int) -> int:
         """How many bytes the upload can still take from `offset` on."""
@@ -141,7 +144,7 @@ class Uploads:
         if not finishes or upload.is_partial or upload.state is not UploadState.OPEN or offset != upload.length_bytes:
             return upload, offset
         try:
-            await self.complete(upload_id, peer)
+            await self.complete(upload_id, peer, at_length=True)
         except SessionFailure:
             log.info("upload.finish_refused", upload_id=upload_id)  # its session tells why: 410 below
         return await self.settled(alive(self._rows.look(upload)).upload)
@@ -165,24 +168,23 @@ class Uploads:
                 raise _wrong_offset(offset, stored)
 
         async with self._held(upload_id, who, body.stop, reading=False, check=worth_evicting) as seen:
-            try:
-                fits(seen.upload)
-                stored = await self.offset(seen.upload)
-                if offset != stored:
-                    raise _wrong_offset(offset, stored)
-                if seen.upload.state is UploadState.FINISHED:
-                    return await self._finished_again(seen, body, terms)
-                return await self._append(seen, stored, body, terms)
-            except RequestError as error:
-                if seen.upload.state is UploadState.OPEN:
-                    # MUST be in every answer to a PATCH (tus, Upload-Expires)
-                    error.members.setdefault("upload_expires", seen.upload.expires_at)
-                raise
+            fits(seen.upload)
+            stored = await self.offset(seen.upload)
+            if offset != stored:
+                raise _wrong_offset(offset, stored)
+            if seen.upload.state is UploadState.FINISHED:
+                return await self._finished_again(seen, body, terms)
+            return await self._append(seen, stored, body, terms)
 
     async def append_first(self, upload: UploadRecord, body: UploadBody, terms: Terms) -> Patched:
         """Append the body of the request that made the upload."""
         async with await self._locks.take(upload.upload_id, body.stop):
-            return await self._append(alive(self._rows.look(upload)), 0, body, terms)
+            try:
+                return await self._append(alive(self._rows.look(upload)), 0, body, terms)
+            except RequestError as error:
+                with suppress(AppError, StorageError):  # it has ended: there is nothing to go on with
+                    error.members.setdefault("upload_offset", await self.offset(alive(self._rows.look(upload)).upload))
+                raise
 
     async def create_whole(self, new: NewUpload, who: Principal, body: UploadBody) -> Patched | None:
         """Make an upload and finish it, where all of it comes at once with its creation: in one transaction.
@@ -233,16 +235,18 @@ class Uploads:
         return Patched(upload, end)
 
     async def _begun(self, seen: Seen, start: int, body: UploadBody, terms: Terms) -> Seen:
-        """What must be in rows before the first byte: a session that waited for it, a new boot, a length told now."""
+        """What must be in rows before the first byte: a session that waited for it, a new boot, what is told now."""
         seen = await self._rows.taken_up(seen, terms.peer)
         upload = seen.upload
-        length = terms.length_bytes
-        if length is None and terms.ends and upload.length_bytes is None and body.declared_bytes is not None:
-            length = start + body.declared_bytes
+        length = _told_length(start, body, terms)
         if length is not None and length != upload.length_bytes:
             if upload.length_bytes is not None or length < start:
                 raise RequestError("inconsistent_upload_length")
             upload = await self._rows.sized(upload, length)
+        if terms.ends is not None and (body.declared_bytes or 0) > self.room(upload, start):
+            raise await self._passed(upload)
+        if _leaves_open(body, terms) != upload.awaits_end:
+            upload = await self._rows.await_end(upload, not upload.awaits_end)
         if upload.boot_id != boot_id():
             if self._truncates is not None and start:
                 await self._truncates.truncate(staging(upload.site, upload.upload_id), start)
@@ -273,11 +277,18 @@ class Uploads:
         """The body ended early: raises why, unless every byte of the upload is here all the same."""
         failure = await self._interrupted(seen.upload, transfer, error)
         seen = self._rows.look(seen.upload)
+        if terms.ends is not None and failure.code == "upload_size_exceeded" and seen.upload.length_bytes is not None:
+            raise await self._passed(seen.upload) from error
         if terms.ends is not None or failure.code not in STOPPED or not await self._is_whole(seen):
             raise failure from error
         # a client that finds the offset at the end takes the upload for done
         verdict = await self._finisher.finish(seen, terms.peer, nothing_first)
         return Patched(replace(seen.upload, state=UploadState.FINISHED), seen.upload.offset_bytes, verdict)
+
+    async def _passed(self, upload: UploadRecord) -> RequestError:
+        """More bytes than the length that was told MUST make the upload invalid, for good (RUFH §4.4.2)."""
+        await self._policy.failed(upload, SessionFailure("SIZE_MISMATCH", "more bytes came than were told of"))
+        return RequestError("upload_size_exceeded", "more bytes came than were told of: the upload has ended")
 
     async def _is_whole(self, seen: Seen) -> bool:
         """Whether every byte is there and only the finish is missing."""
@@ -325,8 +336,11 @@ class Uploads:
 
     # --- the end ------------------------------------------------------------------------------------
 
-    async def complete(self, upload_id: str, peer: str | None) -> Verdict | None:
-        """Finish an upload whose bytes are all there, or ingest a finished one again. Idempotent."""
+    async def complete(self, upload_id: str, peer: str | None, *, at_length: bool = False) -> Verdict | None:
+        """Finish an upload whose bytes are all there, or ingest a finished one again. Idempotent.
+
+        One that awaits RUFH's word is left, unless `at_length`: for a tus client its length is its end.
+        """
         upload = await self._store.read(lambda tx: uploads.get(tx, upload_id))
         if upload.state is UploadState.FINISHED:
             return await self._finisher.verdict(self._rows.look(upload), peer)
@@ -340,7 +354,8 @@ class Uploads:
                 if joined is None:
                     return None
                 return await self._finisher.finish(replace(seen, upload=joined), peer, nothing_first)
-            if seen.upload.is_partial or await self.offset(seen.upload) != seen.upload.length_bytes:
+            awaits_end = seen.upload.awaits_end and not at_length
+            if seen.upload.is_partial or awaits_end or await self.offset(seen.upload) != seen.upload.length_bytes:
                 return None
             last = Piece(0, b"") if seen.upload.length_bytes == 0 else None  # a file of no bytes is one too
             return await self._finisher.finish(seen, peer, nothing_first, last)
@@ -362,6 +377,36 @@ class Uploads:
     async def flush_all(self) -> None:
         """Before the end of the process: what was told of is on the medium."""
         await self._flushes.flush_all()
+
+
+def _told_length(start: int, body: UploadBody, terms: Terms) -> int | None:
+    """The length that a request tells; RUFH's last one tells it by its Content-Length too, and both MUST match."""
+    if not terms.ends or body.declared_bytes is None:
+        return terms.length_bytes
+    length = start + body.declared_bytes
+    if terms.length_bytes not in (None, length):
+        raise RequestError("inconsistent_upload_length", "Upload-Length and Content-Length differ")
+    return length
+
+
+def _leaves_open(body: UploadBody, terms: Terms) -> bool:
+    """Whether the upload goes on after this body, even at its length.
+
+    RUFH's last request ends it once all of the body is here, which a crash in between does not change; but of a
+    chunked body only its end tells that.
+    """
+    return terms.ends is False or (terms.ends is True and body.declared_bytes is None)
+
+
+@contextmanager
+def _expiry_told(upload: UploadRecord) -> Iterator[None]:
+    """Upload-Expires MUST be in every answer to a PATCH, refusals too (tus, Upload-Expires)."""
+    try:
+        yield
+    except RequestError as error:
+        if upload.state is UploadState.OPEN and error.code != "gone":
+            error.members.setdefault("upload_expires", upload.expires_at)
+        raise
 
 
 def _wrong_offset(offset: int, stored: int) -> RequestError:

@@ -96,15 +96,14 @@ class UploadWalk(RuleBasedStateMachine):
             self.took(body, complete=ends)
             if ends:
                 assert answer.headers["Upload-Complete"] == "?1"
-        elif answer.status_code == 400 and ends and answer.json()["code"] == "inconsistent_upload_length":
-            assert self.length not in (None, offset + size) and not self.complete
-            assert offset == len(self.held)
-            self.held += b"" if answer.headers["Upload-Offset"] == str(offset) else body
+        elif answer.status_code == 409:
+            assert offset != len(self.held)
+        elif answer.status_code == 413:
+            assert self.length is not None and offset + size > self.length and not ends
+            self.gone = True  # it passed the length
         else:
-            wrong = offset != len(self.held)
-            too_long = self.length is not None and offset + size > self.length
-            assert wrong or too_long or self.complete, (answer.status_code, answer.text)
-            assert answer.status_code in (400, 409, 413)
+            assert answer.status_code == 400, (answer.status_code, answer.text)
+            assert self.complete or (ends and self.length not in (None, offset + size))
 
     @rule(tus=st.booleans())
     def delete(self, tus: bool) -> None:

@@ -175,9 +175,74 @@ def test_the_offset_never_passes_the_length(shared_server: Server, chunked: bool
     body: Any = iter([b"de", b"fgh"]) if chunked else b"defgh"
     answer = append(shared_server, url, body, 3)
     assert answer.status_code == 413 and "max-size=" in answer.headers["Upload-Limit"]
-    head = call(shared_server, "HEAD", url)
-    assert int(head.headers["Upload-Offset"]) <= 6 and head.headers["Upload-Complete"] == "?0"
-    assert append(shared_server, url, b"x", 7).status_code == 409
+    # it is invalid from now on, and takes no more (§4.4.2)
+    for late in (call(shared_server, "HEAD", url), append(shared_server, url, b"d", 3), call(shared_server, "GET", url)):
+        assert late.status_code == 410
+    assert append(shared_server, url, b"d", 3).json()["error_code"] == "SIZE_MISMATCH"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_length_told_with_an_append_holds_for_its_own_body(shared_server: Server, chunked: bool) -> None:
+    url = begin(shared_server).headers["Location"]
+    body: Any = iter([bytes(30), bytes(20)]) if chunked else bytes(50)
+    assert append(shared_server, url, body, 0, Upload_Length="10").status_code == 413
+    assert call(shared_server, "HEAD", url).status_code == 410
+
+
+def test_a_wrong_offset_ends_nothing_however_long_its_body_is(shared_server: Server) -> None:
+    url = begin(shared_server, b"abc", Upload_Length="6").headers["Location"]
+    for offset in (0, 7):
+        assert append(shared_server, url, bytes(50), offset).status_code == 409
+    assert offset_of(shared_server, url) == 3
+
+
+@pytest.mark.parametrize("fields", [{}, {"Upload_Length": "6"}, {"Upload_Length": "4"}])
+def test_an_end_that_contradicts_the_length_stores_no_byte(shared_server: Server, fields: dict[str, str]) -> None:
+    url = begin(shared_server, b"abc", Upload_Length="6").headers["Location"]
+    answer = append(shared_server, url, b"d", 3, "?1", **fields)
+    assert (answer.status_code, answer.json()["type"]) == (400, PROBLEMS + "inconsistent-upload-length")
+    assert offset_of(shared_server, url) == 3
+    open_url = begin(shared_server, b"abc").headers["Location"]
+    assert append(shared_server, open_url, b"d", 3, "?1", Upload_Length="9").status_code == 400
+    head = call(shared_server, "HEAD", open_url).headers
+    assert head["Upload-Offset"] == "3" and "Upload-Length" not in head
+
+
+@pytest.mark.parametrize("how", ["by a creation", "by an append", "by an append to what tus made"])
+def test_all_bytes_are_no_end_until_it_is_said_not_even_after_a_crash(server: Server, how: str) -> None:
+    content = uuid.uuid4().bytes
+    if how == "by a creation":
+        url = begin(server, content, Upload_Length="16").headers["Location"]
+    else:
+        made = begin(server, b"", Upload_Length="16") if "tus" not in how else server.tus(
+            "POST", "/files", Upload_Length="16")
+        url = made.headers["Location"]
+        assert append(server, url, content, 0).headers["Upload-Complete"] == "?0"
+    server.kill()
+    server.restart()
+    head = call(server, "HEAD", url).headers
+    assert (head["Upload-Offset"], head["Upload-Length"], head["Upload-Complete"]) == ("16", "16", "?0")
+    assert append(server, url, b"", 16, "?1").headers["Packhorse-Status"] == "SYNCED"
+
+
+def test_for_a_tus_client_the_length_is_the_end(shared_server: Server) -> None:
+    url = begin(shared_server, b"abc", Upload_Length="3").headers["Location"]
+    assert call(shared_server, "HEAD", url).headers["Upload-Complete"] == "?0"
+    assert shared_server.tus("HEAD", url).headers["Upload-Complete"] == "?1"  # it sends no PATCH after that
+
+
+async def test_an_end_that_was_said_is_kept_after_a_crash(server: Server) -> None:
+    content = uuid.uuid4().bytes
+    url = begin(server, b"", Upload_Length="16").headers["Location"]
+    with held_open(server, url, content[:8], 0, rest=8, complete="?1"):
+        pass
+    await eventually(lambda: offset_of(server, url) == 8)
+    server.kill()
+    staging = server.folder / "data" / "blobs" / "staging" / "site-default" / url.rsplit("/", 1)[1]
+    staging.write_bytes(content)  # as a crash between the last byte and the seal leaves it
+    server.restart()
+    await eventually(lambda: call(server, "HEAD", url).headers["Upload-Complete"] == "?1")
+    assert call(server, "GET", url).content == content
 
 
 @pytest.mark.parametrize("complete", ["?0", "?1"])
@@ -217,11 +282,11 @@ def test_every_answer_of_an_upload_tells_whether_it_is_the_resources_own(shared_
         answer,
         append(shared_server, url, b"d", 3),
         append(shared_server, url, b"d", 3),
-        append(shared_server, url, b"defgh", 4),
         append(shared_server, url, b"e", 4, Content_Type="text/plain"),
         append(shared_server, url, b"e", 4, Upload_Length="9"),
+        append(shared_server, begin(shared_server, Upload_Length="6").headers["Location"], b"abcdefg", 0),
     ]
-    assert [one.status_code for one in answers] == [201, 204, 409, 413, 415, 400]
+    assert [one.status_code for one in answers] == [201, 204, 409, 415, 400, 413]
     assert [one.headers["Upload-Complete"] for one in answers] == ["?0"] * 6
     assert append(shared_server, url, b"ef", 4, "?1").headers["Upload-Complete"] == "?1"
     assert append(shared_server, url, b"", 6, "?1").headers["Upload-Complete"] == "?1"  # said again
