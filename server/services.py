@@ -95,7 +95,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     tus = TusHandlers(uploads, intake, links, pace, max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, pace, max_size_bytes)
     routes = (
-        *FilesResource(store, uploads, tus, rufh, links, reads, max_size_bytes).routes(),
+        *FilesResource(store, uploads, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
         *ImageHandlers(store, renderer, reads, base_url).routes(),
         *OrderHandlers(OrderService(store)).routes(),

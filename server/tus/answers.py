@@ -1,5 +1,6 @@
 """What both protocols tell of an upload in their answers: state fields, verdicts, failures as problems."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -25,7 +26,7 @@ def limit_of(upload: UploadRecord | None, max_size_bytes: int) -> dict[str, str]
     if upload is None or upload.state is not UploadState.OPEN:
         return {rufh.UPLOAD_LIMIT: rufh.format_limit(max_size_bytes)}
     left = datetime.fromisoformat(upload.expires_at) - now()
-    return {rufh.UPLOAD_LIMIT: rufh.format_limit(max_size_bytes, int(left.total_seconds()))}
+    return {rufh.UPLOAD_LIMIT: rufh.format_limit(max_size_bytes, math.ceil(left.total_seconds()))}
 
 
 def progress_of(upload: UploadRecord, offset: int) -> dict[str, str]:

@@ -1,21 +1,24 @@
 """`/files`: tells the two protocols apart, and holds what both share: OPTIONS, GET, and how failures leave."""
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
-from server.auth import Role, principal_of
+from server.auth import Principal, Role, principal_of
 from server.errors import AppError, RequestError
-from server.middleware import as_app_error, method_not_allowed, verb_of
+from server.middleware import as_app_error, method_not_allowed, problem, verb_of
 from server.reads import Reads
 from server.tus import protocol, rufh
-from server.tus.answers import close_if_unread, limit_of
+from server.tus.answers import close_if_unread, state_of
 from server.tus.body import SPOILED
 from server.tus.checksum import ALGORITHMS
+from server.tus.download import Download, unwanted
 from server.tus.handlers import TusHandlers
 from server.tus.interim import expect_nothing
 from server.tus.links import Links
+from server.tus.rows import Seen
 from server.tus.rufh_handlers import RufhHandlers
 from server.tus.uploads import Uploads
 from storage.blobs.base import LocalPath, sealed
@@ -39,7 +42,7 @@ class FilesResource:
 
     def __init__(
         self, store: Store, uploads: Uploads, tus: TusHandlers, rufh: RufhHandlers, links: Links, reads: Reads,
-        max_size_bytes: int,
+        max_size_bytes: int, expires_after: timedelta,
     ) -> None:
         self._store = store
         self._uploads = uploads
@@ -48,6 +51,7 @@ class FilesResource:
         self._links = links
         self._reads = reads
         self._max_size_bytes = max_size_bytes
+        self._expires_after = expires_after
 
     def routes(self) -> list[web.RouteDef]:
         """One route per verb; all of them lead to `answer`, for a method may be overridden."""
@@ -91,28 +95,39 @@ class FilesResource:
             "Tus-Version": protocol.VERSION, "Tus-Extension": ",".join(protocol.EXTENSIONS),
             "Tus-Max-Size": str(self._max_size_bytes), "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
             "Accept-Patch": f"{protocol.OFFSET_CONTENT_TYPE}, {rufh.PARTIAL_CONTENT_TYPE}",
-            **limit_of(None, self._max_size_bytes)})
+            # SHOULD NOT be wider than what an upload is then told (RUFH §4.1.4)
+            rufh.UPLOAD_LIMIT: rufh.format_limit(self._max_size_bytes, int(self._expires_after.total_seconds()))})
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """The bytes of a finished upload, with Range; plain HTTP, which waits for no lock."""
         who = principal_of(request)
-        upload = self._uploads.find(self._links.upload_id(request), who, reading=True).upload
-        who.require(Role.VIEWER, Role.UPLOADER)
-        if upload.principal != who.name and who.visit_id is None:
-            who.require(Role.VIEWER)  # knowing a hash, and so sharing an upload, gives no access (contract §6)
+        seen = self._uploads.find(self._links.upload_id(request), who, reading=True)
+        _check_may_read(who, seen)
+        upload = seen.upload
+        state = state_of(upload, await self._uploads.offset(upload), self._max_size_bytes, who)
         if upload.state is not UploadState.FINISHED or upload.blob_sha256 is None:
-            offset = await self._uploads.offset(upload)
-            raise RequestError("not_synced", "the upload is not finished", upload_offset=offset)
+            return problem(RequestError("not_synced", "the upload is not finished"), state)
         if not isinstance(self._store.blobs, LocalPath):
             raise RequestError("not_found")
+        # private, for it is an image; no-store, for it tells of an upload's state (RUFH §4.3.2, SHOULD)
+        state[hdrs.CACHE_CONTROL] = "private, no-store"
+        if (answer := unwanted(request, upload.blob_sha256)) is not None:
+            answer.headers.update(state)
+            return answer
         await self._reads.note(who, f"upload/{upload.upload_id}", request.remote)
         declared = protocol.parse_metadata(upload.upload_metadata)
         kind = (declared.get("filetype") or declared.get("type") or b"").decode(errors="replace")
         name = (declared.get("filename") or declared.get("name") or b"upload").decode(errors="replace")
-        return web.FileResponse(self._store.blobs.path(sealed(upload.site, upload.blob_sha256)), headers={
-            "Content-Type": kind if kind in SAFE_TYPES else "application/octet-stream",
+        path = self._store.blobs.path(sealed(upload.site, upload.blob_sha256))
+        return Download(path, upload.blob_sha256, {
+            **state, "Content-Type": kind if kind in SAFE_TYPES else "application/octet-stream",
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",  # RFC 6266 §4.3
-            "X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache",
-            hdrs.ETAG: f'"{upload.blob_sha256}"', rufh.UPLOAD_COMPLETE: "?1",
-            **limit_of(upload, self._max_size_bytes),
-            protocol.UPLOAD_OFFSET: str(upload.length_bytes), protocol.UPLOAD_LENGTH: str(upload.length_bytes)})
+            "X-Content-Type-Options": "nosniff", rufh.REPR_DIGEST: rufh.format_digest(upload.blob_sha256)})
+
+
+def _check_may_read(who: Principal, seen: Seen) -> None:
+    """RequestError `forbidden`: knowing a hash, and so sharing an upload, gives no access to bytes (contract §6)."""
+    who.require(Role.VIEWER, Role.UPLOADER)
+    owners = {seen.upload.principal, seen.standing.session.principal if seen.standing.session else None}
+    if who.visit_id is None and who.name not in owners:
+        who.require(Role.VIEWER)

@@ -3,11 +3,13 @@
 Structured fields (RFC 9651) that are malformed are ignored, as the draft asks (§4.1), so a reader sees None.
 """
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import http_sf
+from multidict import MultiMapping
 
 from server.errors import RequestError
 from server.tus.protocol import ChecksumClaim
@@ -27,6 +29,12 @@ MOST = 10**15 - 1  # an Integer of RFC 9651 §3.3.1 has at most 15 digits
 ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512"}
 """The active algorithms of RFC 9530 §5 → their names in hashlib."""
 SIZES = {"sha256": 32, "sha512": 64}
+
+
+def field(headers: MultiMapping[str], name: str) -> str | None:
+    """A field that may stand on several lines, which are one value (RFC 9110 §5.3, RFC 9651 §4.2); None without it."""
+    lines = headers.getall(name, [])
+    return ", ".join(lines) if lines else None
 
 
 def _item(text: str | None) -> object:
@@ -77,19 +85,24 @@ class Append:
     length_bytes: int | None
 
 
-def parse_append(headers: Mapping[str, str]) -> Append:
+def parse_append(headers: MultiMapping[str]) -> Append:
     """Upload-Offset, Upload-Complete, Upload-Length of a PATCH. RequestError `invalid_header` (§4.4.1)."""
-    offset, complete = parse_integer(headers.get(UPLOAD_OFFSET)), parse_boolean(headers.get(UPLOAD_COMPLETE))
+    offset, complete = parse_integer(field(headers, UPLOAD_OFFSET)), parse_boolean(field(headers, UPLOAD_COMPLETE))
     if offset is None:
         raise RequestError("invalid_header", "Upload-Offset must be a non-negative integer", header=UPLOAD_OFFSET)
     if complete is None:
         raise RequestError("invalid_header", "Upload-Complete must be ?1 or ?0", header=UPLOAD_COMPLETE)
-    return Append(offset, complete, parse_integer(headers.get(UPLOAD_LENGTH)))
+    return Append(offset, complete, parse_integer(field(headers, UPLOAD_LENGTH)))
 
 
 def format_boolean(value: bool) -> str:
     """A Boolean (RFC 9651 §4.1.9)."""
     return "?1" if value else "?0"
+
+
+def format_digest(sha256: str) -> str:
+    """Repr-Digest of what has that SHA-256, in hexadecimal (RFC 9530 §3)."""
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
 
 
 def format_limit(max_size_bytes: int, max_age_s: int | None = None) -> str:

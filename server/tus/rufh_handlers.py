@@ -45,13 +45,13 @@ class RufhHandlers:
 
     async def post(self, request: web.Request) -> web.Response:
         """Upload creation (§4.2): the body is the first part of the file, or all of it."""
-        complete = rufh.parse_boolean(request.headers.get(rufh.UPLOAD_COMPLETE))
+        complete = rufh.parse_boolean(rufh.field(request.headers, rufh.UPLOAD_COMPLETE))
         if complete is None:
             raise RequestError("unsupported_version", "send Tus-Resumable: 1.0.0 (tus) or Upload-Complete (RUFH)")
         new, has_body = self._new(request, complete), request.body_exists and request.content_length != 0
         room = self._max_size_bytes if new.length_bytes is None else new.length_bytes
         check_plain_body(request, room, request.content_type)
-        claims = rufh.parse_digests(request.headers.get(rufh.CONTENT_DIGEST))
+        claims = rufh.parse_digests(rufh.field(request.headers, rufh.CONTENT_DIGEST))
         who, body = principal_of(request), UploadBody(request, self._pace, room)
         can_be_told = rufh.interop_version(request.headers) is not None
         if complete and has_body and not can_be_told and not claims and new.content_encoding is new.repr_digest is None:
@@ -79,7 +79,7 @@ class RufhHandlers:
         return response
 
     def _new(self, request: web.Request, complete: bool) -> NewUpload:
-        length = rufh.parse_integer(request.headers.get(rufh.UPLOAD_LENGTH))
+        length = rufh.parse_integer(rufh.field(request.headers, rufh.UPLOAD_LENGTH))
         if complete and request.content_length is not None:
             if length not in (None, request.content_length):
                 raise RequestError("inconsistent_upload_length", "Upload-Length and Content-Length differ")
@@ -91,8 +91,8 @@ class RufhHandlers:
         if (name := _file_name(request)) is not None:
             metadata.setdefault("filename", name.encode(errors="replace"))
         digests = {claim.algorithm: claim.digest.hex()
-                   for claim in rufh.parse_digests(request.headers.get(rufh.REPR_DIGEST))}
-        coding = parse_coding(request.headers.get(hdrs.CONTENT_ENCODING, ""))
+                   for claim in rufh.parse_digests(rufh.field(request.headers, rufh.REPR_DIGEST))}
+        coding = parse_coding(rufh.field(request.headers, hdrs.CONTENT_ENCODING) or "")
         # over a compressed representation, a Repr-Digest is not that of the file (RFC 9530 §3)
         whole = digests.get("sha256") if coding is None else None
         other = next((f"{name}:{value}" for name, value in digests.items() if value != whole), None)
@@ -122,10 +122,10 @@ class RufhHandlers:
             check_plain_body(request, room if length is None else self._max_size_bytes, rufh.PARTIAL_CONTENT_TYPE)
             body.limit_to(room)
 
+        claims = rufh.parse_digests(rufh.field(request.headers, rufh.CONTENT_DIGEST))
         patched = await self._uploads.append(
             self._links.upload_id(request), principal_of(request), append.offset, body, self._terms(request, Terms(
-                request.remote, rufh.parse_digests(request.headers.get(rufh.CONTENT_DIGEST)), append.length_bytes,
-                append.complete)), check)
+                request.remote, claims, append.length_bytes, append.complete)), check)
         response = self._answer(patched, 204, append.complete)
         return response
 
@@ -153,6 +153,8 @@ class RufhHandlers:
         if not complete or patched.upload.is_partial:
             return web.Response(status=status, headers=headers)
         headers[rufh.UPLOAD_COMPLETE] = rufh.format_boolean(True)
+        if (sha256 := self._uploads.sha256(patched.upload)) is not None:
+            headers[rufh.REPR_DIGEST] = rufh.format_digest(sha256)  # SHOULD, for who wants it (RUFH §10.1)
         return with_verdict(patched.verdict, status if patched.verdict else 202, headers, refused_status=422)
 
     def failure(self, error: AppError) -> web.Response:

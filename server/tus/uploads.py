@@ -121,6 +121,10 @@ class Uploads:
             raise await self._rows.lost(upload, SessionFailure("STAGING_LOST"))
         return held
 
+    def sha256(self, upload: UploadRecord) -> str | None:
+        """The digest of all bytes as they came; None before the finish, and where they came compressed."""
+        return None if upload.content_encoding is not None else self._rows.look(upload).upload.blob_sha256
+
     async def settled(self, upload: UploadRecord) -> tuple[UploadRecord, int]:
         """The upload and its offset after whoever still writes was asked to leave (contract §5): the last word."""
         if upload.state is UploadState.OPEN:

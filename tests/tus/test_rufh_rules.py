@@ -10,6 +10,7 @@ import time
 import uuid
 from contextlib import closing, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,8 +177,8 @@ def test_the_offset_never_passes_the_length(shared_server: Server, chunked: bool
     answer = append(shared_server, url, body, 3)
     assert answer.status_code == 413 and "max-size=" in answer.headers["Upload-Limit"]
     # it is invalid from now on, and takes no more (§4.4.2)
-    for late in (call(shared_server, "HEAD", url), append(shared_server, url, b"d", 3), call(shared_server, "GET", url)):
-        assert late.status_code == 410
+    for method in ("HEAD", "GET", "DELETE"):
+        assert call(shared_server, method, url).status_code == 410
     assert append(shared_server, url, b"d", 3).json()["error_code"] == "SIZE_MISMATCH"
 
 
@@ -272,6 +273,50 @@ async def test_of_an_append_that_is_cut_all_is_kept_and_it_is_not_complete(
     assert call(shared_server, "GET", url).status_code == 409
 
 
+def test_a_digest_on_a_second_line_counts_too(shared_server: Server) -> None:
+    def appended(url: str, *digests: str) -> str:
+        fields = ("Upload-Offset: 0", f"Content-Type: {PARTIAL}", *(f"Content-Digest: {one}" for one in digests))
+        with Line(shared_server, "PATCH", url, *fields, length=3, complete="?1") as line:
+            line.send(b"abc")
+            return line.until(1)[0][""]
+
+    for digests in ((digest(b"abc"), digest(b"abd", "sha-512")), ("unixsum=:AAAA:", digest(b"abd"))):
+        url = begin(shared_server, Upload_Length="3").headers["Location"]
+        assert appended(url, *digests) == "422"
+        assert offset_of(shared_server, url) == 0
+        assert appended(url, digest(b"abc"), digest(b"abc", "sha-512")) == "204"
+
+
+def test_the_digest_of_the_whole_is_told_when_it_is_complete(shared_server: Server) -> None:
+    answer = begin(shared_server, b"abc", "?1", Want_Repr_Digest="sha-256=10")
+    assert answer.headers["Repr-Digest"] == digest(b"abc")
+    assert call(shared_server, "GET", answer.headers["Location"]).headers["Repr-Digest"] == digest(b"abc")
+    answer = begin(shared_server, b"ab", Want_Repr_Digest="sha-256=10")
+    assert "Repr-Digest" not in answer.headers
+    assert append(shared_server, answer.headers["Location"], b"c", 2, "?1").headers["Repr-Digest"] == digest(b"abc")
+
+
+def test_a_verdict_that_takes_longer_is_202_and_the_upload_complete(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server", extra="[uploads]\nsync_wait_s = 0.000001\n").start()
+    try:
+        content = random_bytes(5 * MIB, 64)  # longer than what is filed together with its finish
+        whole = begin(server, content, "?1")
+        url = begin(server, content[:MIB]).headers["Location"]
+        rest = append(server, url, content[MIB:], MIB, "?1")
+        for answer in (whole, rest):
+            assert (answer.status_code, answer.headers["Upload-Complete"]) == (202, "?1")
+            assert "Packhorse-Status" not in answer.headers
+        assert call(server, "HEAD", url).headers["Upload-Complete"] == "?1"
+    finally:
+        server.stop()
+
+
+def test_a_creation_that_fails_tells_where_the_upload_is(shared_server: Server) -> None:
+    answer = begin(shared_server, b"abc", Content_Digest=digest(b"abd"))
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (422, "0")
+    assert append(shared_server, answer.headers["Location"], b"abc", 0, "?1").headers["Packhorse-Status"] == "SYNCED"
+
+
 # --- what answers carry ---------------------------------------------------------------------------------
 
 
@@ -322,6 +367,7 @@ def test_limits_do_not_tighten_while_the_upload_lives(shared_server: Server) -> 
         return {name: int(value) for name, value in found}
 
     general = told(requests.options(f"{shared_server.url}/files", timeout=10))
+    assert general["max-age"] == 30 * 86400
     made = begin(shared_server, b"abc")
     url, limits, ends = made.headers["Location"], [told(made)], [time.time() + told(made)["max-age"]]
     for answer in (call(shared_server, "HEAD", url), append(shared_server, url, b"d", 3)):
@@ -329,6 +375,8 @@ def test_limits_do_not_tighten_while_the_upload_lives(shared_server: Server) -> 
         ends.append(time.time() + limits[-1]["max-age"])
     for one in limits:
         assert (one["max-size"], one["min-size"]) == (general["max-size"], general["min-size"])
+        assert one["max-age"] >= general["max-age"] - 2
+    assert limits[0]["max-age"] >= general["max-age"]
     assert all(later >= earlier - 2 for earlier, later in pairwise(ends))  # told in whole seconds
 
 

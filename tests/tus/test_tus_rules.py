@@ -324,6 +324,46 @@ def test_a_client_that_expects_100_gets_it_or_the_refusal_before_its_body(shared
         assert line.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_creation_that_fails_tells_where_the_upload_is(shared_server: Server) -> None:
+    whole = {"Upload_Length": "3", "Content_Type": OFFSET_TYPE}
+    answer = shared_server.tus("POST", "/files", b"abc", Upload_Checksum=checksum(b"other"), **whole)
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (460, "0")
+    url = answer.headers["Location"]
+    assert patch(shared_server, url, b"abc").headers["Packhorse-Status"] == "SYNCED"
+
+
+# --- a finished upload as a file ------------------------------------------------------------------------
+
+
+def test_get_of_an_unfinished_upload_tells_where_it_stands(shared_server: Server) -> None:
+    url = made(shared_server, 6)
+    patch(shared_server, url, b"abc")
+    answer = shared_server.tus("GET", url)
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_synced")
+    assert (answer.headers["Upload-Offset"], answer.headers["Upload-Length"]) == ("3", "6")
+    assert answer.headers["Upload-Complete"] == "?0" and "max-age=" in answer.headers["Upload-Limit"]
+
+
+def test_the_digest_of_a_finished_upload_is_its_strong_etag(shared_server: Server) -> None:
+    content = uuid.uuid4().bytes
+    url = made(shared_server, 16)
+    patch(shared_server, url, content)
+    tag, other = f'"{sha256(content)}"', f'"{"0" * 64}"'
+    answer = shared_server.tus("GET", url)
+    assert (answer.status_code, answer.headers["ETag"], answer.content) == (200, tag, content)
+    assert answer.headers["Cache-Control"] == "private, no-store"
+    for known in (tag, f"W/{tag}", f"{other}, {tag}", "*"):
+        answer = shared_server.tus("GET", url, If_None_Match=known)
+        assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", tag)
+    assert shared_server.tus("GET", url, If_None_Match=other).status_code == 200
+    assert shared_server.tus("GET", url, If_Match=tag).status_code == 200
+    assert shared_server.tus("GET", url, If_Match=other).status_code == 412
+    part = shared_server.tus("GET", url, Range="bytes=5-9", If_Range=tag)
+    assert (part.status_code, part.content, part.headers["ETag"]) == (206, content[5:10], tag)
+    assert shared_server.tus("GET", url, Range="bytes=5-9", If_Range=other).content == content
+    assert shared_server.tus("GET", url, Range="bytes=16-").status_code == 416
+
+
 # --- expiration, checksum, termination ------------------------------------------------------------------
 
 
