@@ -107,11 +107,11 @@ class Intake:
         key, expected = staging(spare.site, spare.upload_id), Sha256(wanted.checksum_sha256 or "") or None
         try:
             content_sealed = await self._store.blobs.seal(key, expected, Piece(0, content))
-        except (DigestMismatch, NoSpace, FlushFailed):
+            inspected = await self._completion.inspect(content_sealed, Origin(
+                who.site, Door.TUS, who.name, claims_dicom(wanted.file_name, wanted.content_type)))
+        except (DigestMismatch, NoSpace, FlushFailed, NotFound):  # not found: clean-up took what had lain there
             await self._store.blobs.delete(key)
             return None
-        inspected = await self._completion.inspect(content_sealed, Origin(
-            who.site, Door.TUS, who.name, claims_dicom(wanted.file_name, wanted.content_type)))
 
         def unit(tx: Connection) -> Taken | None:
             record, made = self._session_of(tx, new, values.get("session_id"), wanted, who)
