@@ -126,6 +126,10 @@ class UploadPolicy(Protocol):
         """The length that was deferred is known now. RequestError `file_too_large`; Conflict when it has another."""
         ...
 
+    def check_claim(self, tx: Connection, upload: UploadRecord, size_bytes: int) -> None:
+        """An upload of deferred length is to hold so many bytes. RequestError `file_too_large`, `too_many_uploads`."""
+        ...
+
     async def finished(
         self, upload: UploadRecord, session: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
     ) -> Verdict | None:

@@ -1,4 +1,12 @@
-"""A Store: facts and bytes together, opened and closed as one."""
+"""A Store: facts and bytes together, opened and closed as one; and how sealed bytes get a row, or lose their file.
+
+Facts: bytes are sealed before the transaction that names them, so a crash, a cancelled request or a lost race leaves
+sealed bytes that no row names; and whoever seals the same bytes meanwhile finds them there. So both sides act inside
+a write unit: `keep` adds the row only while the file is there, `take_back` moves the file away only while no row names
+it. Units run one after another, over all processes, and each sees those before it: whichever of the two comes second
+sees what the first did, and never is there a row without its file. A unit that is undone after it moved a file away
+harms nothing, for no row named it. This is the one file work inside units: a look at a name, and a rename.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,8 +14,10 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from storage.blobs.base import BlobStore, boot_id, staging
+from storage import uploads
+from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, boot_id, staging
 from storage.database.base import Database
+from storage.errors import Conflict
 from storage.records import UploadRecord
 
 T = TypeVar("T")
@@ -39,6 +49,25 @@ class Store:
         """
         size = await self.blobs.size(staging(upload.site, upload.upload_id))
         return size if upload.boot_id == boot_id() else min(size, upload.offset_bytes)
+
+    def keep(self, tx: Connection, content: Sealed) -> None:
+        """A unit of work: sealed bytes have a row from now on.
+
+        Conflict when they were taken back since they were sealed: they are to be sealed again.
+        """
+        is_new = uploads.find_blob(tx, content.key.site, content.sha256) is None
+        if is_new and isinstance(self.blobs, Withdraws) and not self.blobs.holds(content.key):
+            raise Conflict("the sealed bytes were taken back")
+        uploads.add_blob(tx, content.key.site, content.sha256, content.size_bytes, repaired=not content.existed)
+
+    def take_back(self, tx: Connection, key: BlobKey, older_than_s: float) -> BlobKey | None:
+        """A unit of work: sealed bytes of at least that age that no row names become staged ones of nobody.
+
+        Gives their new key, to be deleted; None where they stay.
+        """
+        if not isinstance(self.blobs, Withdraws) or uploads.find_blob(tx, key.site, key.name) is not None:
+            return None
+        return self.blobs.withdraw(key, older_than_s)
 
     async def close(self) -> None:
         """See Database.close."""

@@ -1,6 +1,6 @@
 """Units of work on uploads and blobs. Offsets compare and set; nothing here touches bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -189,6 +189,12 @@ def find_blob(tx: Connection, site: str, sha256: str) -> BlobRecord | None:
     """The row of a sealed blob."""
     row = _FIND_BLOB.first(tx, wanted_site=site, wanted=sha256)
     return BlobRecord(*row) if row else None
+
+
+def blobs_with_row(tx: Connection, sites: Collection[str], digests: Collection[str]) -> set[tuple[str, str]]:
+    """Which (site, sha256) of these have a row."""
+    named = select(blob.c.site, blob.c.sha256).where(blob.c.site.in_(sites), blob.c.sha256.in_(digests))
+    return {(row.site, row.sha256) for row in tx.execute(named)}
 
 
 def note_readback(tx: Connection, site: str, sha256: str, alarm: str | None) -> None:

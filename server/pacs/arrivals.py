@@ -12,8 +12,8 @@ from server.filing import Filed, Files, Inspection, Origin
 from server.pacs.dicom import Header
 from server.pacs.dimse.listener import Received, StoreOutcome
 from server.pacs.dimse.statuses import DATA_SET_MISMATCH, SUCCESS, status_of
-from storage import audit, instances, uploads
-from storage.blobs.base import sealed, staging
+from storage import audit, instances
+from storage.blobs.base import BlobKey, staging
 from storage.errors import StorageError
 from storage.records import DEFAULT_SITE, AuditEntry, Door
 from storage.store import Store
@@ -41,12 +41,12 @@ class Arrivals:
                 inspection = await self._files.inspect(blob.sha256, blob.size_bytes, origin)
                 _check_command(inspection, received)
             except SessionFailure as failure:
-                await self._refuse(received, origin, blob.sha256, failure)
+                await self._refuse(received, origin, blob.key, failure)
                 mismatch = isinstance(failure, CommandMismatch)
                 return StoreOutcome(DATA_SET_MISMATCH if mismatch else status_of(failure.code), failure.detail)
 
             def unit(tx: Connection) -> Filed:
-                uploads.add_blob(tx, origin.site, blob.sha256, blob.size_bytes, repaired=not blob.existed)
+                self._store.keep(tx, blob)
                 filed = self._files.file(tx, inspection, origin)
                 outcome = filed.failure.code if filed.failure else "STORED"
                 instances.add_arrival(
@@ -67,20 +67,21 @@ class Arrivals:
             return StoreOutcome(status_of(filed.failure.code), filed.failure.detail)
         return StoreOutcome(SUCCESS)
 
-    async def _refuse(self, received: Received, origin: Origin, sha256: str, failure: SessionFailure) -> None:
+    async def _refuse(self, received: Received, origin: Origin, key: BlobKey, failure: SessionFailure) -> None:
         """Note a refused object; its bytes are not kept, unless something else holds the same ones."""
 
-        def unit(tx: Connection) -> bool:
+        def unit(tx: Connection) -> BlobKey | None:
             instances.add_arrival(
                 tx, site=origin.site, door=Door.DIMSE, calling=received.calling_ae_title,
                 called=received.called_ae_title, peer=received.peer_address,
                 sop_instance_uid=received.sop_instance_uid, outcome=failure.code)
             audit.append(tx, AuditEntry(
                 origin.site, "arrival.refused", origin.actor, received.sop_instance_uid, origin.peer, failure.code))
-            return uploads.find_blob(tx, origin.site, sha256) is None
+            return self._store.take_back(tx, key, 0.0)
 
-        if await self._store.write(unit):
-            await self._store.blobs.delete(sealed(origin.site, sha256))
+        freed = await self._store.write(unit)
+        if freed is not None:
+            await self._store.blobs.delete(freed)
 
 
 class CommandMismatch(DicomRejected):

@@ -145,7 +145,7 @@ class Completion:
         """
         if record.status is not Status.BINARY_UPLOADING:
             raise Conflict("the session moved on")
-        uploads.add_blob(tx, upload.site, sealed.sha256, sealed.size_bytes, repaired=not sealed.existed)
+        self._store.keep(tx, sealed)
         uploads.finish(tx, upload.upload_id, sealed.sha256)
         position = note(tx, record, "upload.finished", upload.principal, peer,
                         upload_id=upload.upload_id, size=sealed.size_bytes, sha256=sealed.sha256)

@@ -107,11 +107,11 @@ class Intake:
         key, expected = staging(spare.site, spare.upload_id), Sha256(wanted.checksum_sha256 or "") or None
         try:
             content_sealed = await self._store.blobs.seal(key, expected, Piece(0, content))
-        except (DigestMismatch, NoSpace, FlushFailed):
+            inspected = await self._completion.inspect(content_sealed, Origin(
+                who.site, Door.TUS, who.name, claims_dicom(wanted.file_name, wanted.content_type)))
+        except (DigestMismatch, NoSpace, FlushFailed, NotFound):  # not found: clean-up took what had lain there
             await self._store.blobs.delete(key)
             return None
-        inspected = await self._completion.inspect(content_sealed, Origin(
-            who.site, Door.TUS, who.name, claims_dicom(wanted.file_name, wanted.content_type)))
 
         def unit(tx: Connection) -> Taken | None:
             record, made = self._session_of(tx, new, values.get("session_id"), wanted, who)
@@ -181,7 +181,7 @@ class Intake:
         count, claimed_bytes = uploads.open_count(tx, who.name)
         passes = claimed_bytes + (length_bytes or 0) > self._settings.max_staged_bytes
         if count >= self._settings.max_open or passes:
-            raise RequestError("too_many_uploads", f"{count} uploads of yours are unfinished", retry_after_s=60)
+            raise _too_many(count)
 
     def _session_of(
         self, tx: Connection, new: NewUpload, session_id: str | None, wanted: NewSession, who: Principal
@@ -315,6 +315,13 @@ class Intake:
         elif record.file_size != length_bytes:
             raise RequestError("inconsistent_upload_length", f"the session's file has {record.file_size} bytes")
 
+    def check_claim(self, tx: Connection, upload: UploadRecord, size_bytes: int) -> None:
+        """What all its principal's uploads would hold or have announced, against the limit."""
+        self._check_size(size_bytes, None)
+        count, claimed_bytes = uploads.open_count(tx, upload.principal)
+        if claimed_bytes - upload.offset_bytes + size_bytes > self._settings.max_staged_bytes:
+            raise _too_many(count)
+
     # --- the end of an upload -----------------------------------------------------------------------
 
     async def failed(self, upload: UploadRecord, failure: SessionFailure) -> None:
@@ -360,6 +367,10 @@ class Intake:
     ) -> Verdict | None:
         """See Completion."""
         return await self._completion.finished(upload, session, sealed, peer, first)
+
+
+def _too_many(count: int) -> RequestError:
+    return RequestError("too_many_uploads", f"{count} uploads of yours are unfinished", retry_after_s=60)
 
 
 def _goes_on(upload: UploadRecord, new: NewUpload, *, is_creation: bool) -> bool:

@@ -58,7 +58,7 @@ class Finisher:
         try:
             assert standing.session is not None, "parts have none, and are never completed"
             verdict = await self._policy.finished(upload, standing.session, content, peer, first)
-        except Conflict:
+        except (Conflict, NotFound):  # the session moved on; or clean-up took the sealed bytes, not the staged ones
             raise self._rows.look(upload).standing.refusal or RequestError("upload_stopped") from None
         self._store.blobs.discard(key)
         return verdict

@@ -46,10 +46,15 @@ class UploadRows:
         standing = await self._store.write(lambda tx: self._policy.taken_up(tx, seen.upload, peer))
         return alive(replace(seen, standing=standing))
 
-    async def sized(self, upload: UploadRecord, length_bytes: int) -> UploadRecord:
-        """The length that was deferred is known now. RequestError `file_too_large`, `inconsistent_upload_length`."""
+    async def sized(self, upload: UploadRecord, length_bytes: int, *, bytes_follow: bool = False) -> UploadRecord:
+        """The length that was deferred is known now. RequestError `file_too_large`, `inconsistent_upload_length`.
+
+        `bytes_follow`: they are not here yet. Then also `too_many_uploads`.
+        """
 
         def unit(tx: Connection) -> UploadRecord:
+            if bytes_follow:
+                self._policy.check_claim(tx, upload, length_bytes)
             self._policy.sized(tx, upload, length_bytes)
             return uploads.get(tx, upload.upload_id)
 

@@ -19,6 +19,8 @@ log = structlog.get_logger()
 CLEAN_S = 3600.0
 FRESH_S = 60.0
 """Bytes younger than this may not be in the row yet."""
+BATCH = 500
+"""Sealed keys that are looked up at once."""
 ABANDONED_S = 24 * 3600.0
 """What nobody has written to for so long, and no row names, belongs to nobody."""
 
@@ -56,7 +58,7 @@ class Upkeep:
             await self._store.blobs.delete(sealed(key.site, digest))
 
     async def clean_abandoned(self) -> None:
-        """While others write: free staged bytes that no row names, as a crashed process left beside an upload."""
+        """While others write: free bytes that no row names, as a crash or a cancelled request leaves them."""
         blobs = self._store.blobs
         if not isinstance(blobs, Lists) or not isinstance(blobs, Ages):
             return
@@ -64,6 +66,25 @@ class Upkeep:
             owner = await self._store.read(lambda tx, key=key: uploads.find(tx, key.name))  # type: ignore[misc]
             if owner is None and await blobs.age_s(key) > ABANDONED_S:
                 await self._store.blobs.delete(key)
+        batch: list[BlobKey] = []
+        async for key in blobs.keys("sealed"):
+            batch.append(key)
+            if len(batch) == BATCH:
+                await self._free_unnamed(batch, blobs)
+                batch = []
+        await self._free_unnamed(batch, blobs)
+
+    async def _free_unnamed(self, keys: list[BlobKey], blobs: Ages) -> None:
+        """Free those sealed bytes of `keys` that no row names; see storage.store for why that is safe."""
+        sites, digests = {key.site for key in keys}, {key.name for key in keys}
+        named = await self._store.read(lambda tx: uploads.blobs_with_row(tx, sites, digests))
+        for key in keys:
+            if (key.site, key.name) in named or await blobs.age_s(key) <= ABANDONED_S:
+                continue
+            freed = await self._store.write(lambda tx, key=key: self._store.take_back(tx, key, ABANDONED_S))  # type: ignore[misc]
+            if freed is not None:
+                log.info("blob.freed", sha256=key.name)
+                await self._store.blobs.delete(freed)
 
     async def finish_left(self) -> None:
         """Finish uploads whose last byte came before a crash of the process that took it; free what nobody owns."""

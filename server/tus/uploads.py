@@ -246,7 +246,10 @@ class Uploads:
         if length is not None and length != upload.length_bytes:
             if upload.length_bytes is not None or length < start:
                 raise RequestError("inconsistent_upload_length")
-            upload = await self._rows.sized(upload, length)
+            upload = await self._rows.sized(upload, length, bytes_follow=True)
+        elif upload.length_bytes is None:
+            announced = start + (body.declared_bytes or 0)
+            self._store.glance(lambda tx: self._policy.check_claim(tx, upload, announced))
         if terms.ends is not None and (body.declared_bytes or 0) > self.room(upload, start):
             raise await self._passed(upload)
         if _leaves_open(body, terms) != upload.awaits_end:

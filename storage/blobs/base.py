@@ -173,6 +173,22 @@ class Ages(Protocol):
         ...
 
 
+@runtime_checkable
+class Withdraws(Protocol):
+    """A store that can take sealed bytes back. Both answer at once, in any thread, for they are asked in a transaction.
+
+    See storage.store for why nothing else may take sealed bytes away while others write.
+    """
+
+    def holds(self, key: BlobKey) -> bool:
+        """Whether the bytes are at their address."""
+        ...
+
+    def withdraw(self, key: BlobKey, older_than_s: float) -> BlobKey | None:
+        """Move sealed bytes of at least that age among the staged ones; gives their new key, None if it did not."""
+        ...
+
+
 @cache
 def boot_id() -> str:
     """The id of this boot of the machine: bytes written before another boot count only if they were flushed."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from storage.blobs.base import HEAD_BYTES, BlobKey, Piece, Sealed, Source, Span, sealed
+from storage.blobs.base import HEAD_BYTES, BlobKey, Piece, Sealed, Source, Span, sealed, staging
 from storage.blobs.receiving import BLOCK_BYTES, Buffers, Receiving
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound, OffsetMismatch, StorageIO
 from storage.records import Sha256
@@ -180,7 +180,7 @@ class _RunningDigests:
 
 
 class FilesystemBlobs:
-    """BlobStore on a directory; also Receives, Measures, Truncates, LocalPath, Lists, Ages.
+    """BlobStore on a directory; also Receives, Measures, Truncates, LocalPath, Lists, Ages, Withdraws.
 
     `reserve_bytes` of the medium are never touched, so that the database beside the blobs can go on.
     """
@@ -230,14 +230,17 @@ class FilesystemBlobs:
         except FileNotFoundError:
             if offset != 0:
                 raise
-            if key.site not in self._staged_in:
-                _make_directory(Path(path).parent)
-                self._staged_in.add(key.site)
+            self._make_staging(key.site)
             descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         if os.fstat(descriptor).st_size != offset:
             os.close(descriptor)
             raise OffsetMismatch("the append does not start at the end")
         return descriptor
+
+    def _make_staging(self, site: str) -> None:
+        if site not in self._staged_in:
+            _make_directory(self._root / "staging" / f"site-{site}")
+            self._staged_in.add(site)
 
     def _write(self, descriptor: int, content: Buffer, offset: int) -> None:
         self._check_room(descriptor, len(content))
@@ -447,11 +450,29 @@ class FilesystemBlobs:
 
         return await _in_thread(work)
 
+    def holds(self, key: BlobKey) -> bool:
+        """Whether the file is there."""
+        return os.path.exists(self._name(key))  # noqa: PTH110 - see _name
+
+    def withdraw(self, key: BlobKey, older_than_s: float) -> BlobKey | None:
+        """One rename: freeing the blocks of a long file takes too long for a transaction."""
+        aside = staging(key.site, f"{key.name}.withdrawn")
+        with _storage_errors():
+            try:
+                if time.time() - self.path(key).stat().st_ctime < older_than_s:
+                    return None
+                self._make_staging(key.site)
+                self.path(key).rename(self.path(aside))
+            except FileNotFoundError:
+                return None
+        return aside
+
     async def keys(self, area: str) -> AsyncIterator[BlobKey]:
-        """Every file of an area."""
-        pattern = "site-*/*/*" if area == "sealed" else "site-*/*"
+        """Every file of an area, a directory at a time: there may be millions."""
         base = self._root / area
-        for path in await _in_thread(lambda: sorted(base.glob(pattern))):
-            site = path.relative_to(base).parts[0].removeprefix("site-")
-            if not path.name.startswith("."):
-                yield BlobKey(area, site, path.name)
+        pattern = "site-*/*" if area == "sealed" else "site-*"
+        for folder in await _in_thread(lambda: sorted(base.glob(pattern))):
+            site = folder.relative_to(base).parts[0].removeprefix("site-")
+            for name in await _in_thread(lambda folder=folder: sorted(os.listdir(folder))):  # type: ignore[misc]  # noqa: PTH208
+                if not name.startswith("."):
+                    yield BlobKey(area, site, name)

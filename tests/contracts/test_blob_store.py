@@ -20,6 +20,7 @@ from storage.blobs.base import (
     Source,
     Span,
     Truncates,
+    Withdraws,
     sealed,
     staging,
 )
@@ -277,3 +278,22 @@ async def test_bytes_are_never_written_elsewhere_than_at_the_end(blobs: BlobStor
     with pytest.raises(OffsetMismatch):
         await blobs.append(KEY, 0, parts())
     assert cut.is_set() and await blobs.size(KEY) == 10
+
+
+async def test_sealed_bytes_are_taken_back_only_when_they_are_old_enough(blobs: BlobStore) -> None:
+    assert isinstance(blobs, Withdraws)
+    blob = await blobs.seal(KEY, None, Piece(0, b"abc"))
+    await blobs.delete(KEY)
+    assert blobs.withdraw(blob.key, 60.0) is None and blobs.holds(blob.key)
+    freed = blobs.withdraw(blob.key, 0.0)
+    assert freed is not None and freed.area == "staging" and not blobs.holds(blob.key)
+    assert await content(blobs, freed) == b"abc"
+    assert blobs.withdraw(blob.key, 0.0) is None
+
+
+async def test_a_store_lists_what_it_holds_by_area(blobs: BlobStore) -> None:
+    assert isinstance(blobs, Lists)
+    assert [key async for key in blobs.keys("sealed")] == []
+    blob = await blobs.seal(KEY, None, Piece(0, b"abc"))
+    assert [key async for key in blobs.keys("sealed")] == [blob.key]
+    assert [key async for key in blobs.keys("staging")] == [KEY]

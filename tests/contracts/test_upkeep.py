@@ -1,8 +1,11 @@
 """What is done about uploads without being asked: expiry of what has just moved, and bytes that nobody owns."""
 
+import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +15,9 @@ from server.tus.upkeep import ABANDONED_S, Upkeep
 from server.tus.uploads import Uploads
 from server.worker import Tasks
 from storage import uploads
-from storage.blobs.base import staging
+from storage.blobs.base import BlobKey, Piece, Sealed, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
+from storage.errors import Conflict
 from storage.records import UploadRecord, UploadState
 from storage.store import Store
 from tests.contracts import test_upload_policy as policies
@@ -74,3 +78,101 @@ async def test_staged_bytes_that_no_row_names_are_freed_after_a_day(
     monkeypatch.setattr(FilesystemBlobs, "age_s", old)
     await upkeep.clean_abandoned()
     assert await store.blobs.size(aside) == 0 and await store.blobs.size(mine) == 80
+
+
+async def sealed_for_nobody(store: Store, name: str) -> Sealed:
+    """As after a cancelled request: sealed, and no row tells of it."""
+    blob = await store.blobs.seal(staging("default", name), None, Piece(0, policies.CONTENT))
+    await store.blobs.delete(staging("default", name))
+    return blob
+
+
+async def holds(store: Store, blob: Sealed) -> bool:
+    return any([key == blob.key async for key in store.blobs.keys("sealed")])  # type: ignore[attr-defined]  # Lists
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever nobody owns is old enough."""
+    monkeypatch.setattr("server.tus.upkeep.ABANDONED_S", -1.0)
+
+
+async def test_sealed_bytes_that_no_row_names_stay_for_a_day(store: Store, upkeep: Upkeep) -> None:
+    blob = await sealed_for_nobody(store, "cancelled")
+    await upkeep.clean_abandoned()
+    assert await holds(store, blob)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_sealed_bytes_that_no_row_names_are_freed_then(
+    store: Store, policy: UploadPolicy, upkeep: Upkeep
+) -> None:
+    blob = await sealed_for_nobody(store, "cancelled")
+    await upkeep.clean_abandoned()
+    assert not await holds(store, blob)
+    assert [key async for key in store.blobs.keys("staging")] == []  # type: ignore[attr-defined]  # Lists
+    blob, _, verdict = await policies.finish(store, policy, await begun(policy))
+    await upkeep.clean_abandoned()
+    assert verdict is not None and await holds(store, blob)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_finish_whose_sealed_bytes_were_swept_away_makes_no_row_and_is_done_again(
+    store: Store, policy: UploadPolicy, upkeep: Upkeep
+) -> None:
+    await sealed_for_nobody(store, "cancelled")
+    upload = await begun(policy)
+    key = staging("default", upload.upload_id)
+    await store.blobs.append(key, 0, policies.letters())
+    blob = await store.blobs.seal(key, None)
+    assert blob.existed
+    await upkeep.clean_abandoned()
+    with pytest.raises(Conflict):
+        await store.write(lambda tx: store.keep(tx, blob))
+    assert await store.read(uploads.blob_keys) == set()
+    again = await store.blobs.seal(key, None)
+    await store.write(lambda tx: store.keep(tx, again))
+    await upkeep.clean_abandoned()
+    assert not again.existed and await holds(store, again)
+
+
+async def test_an_upload_is_stored_though_its_bytes_are_swept_away_while_it_finishes(
+    store: Store, policy: UploadPolicy, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload, swept = await begun(policy), []
+    await store.blobs.append(staging("default", upload.upload_id), 0, policies.letters())
+    seal = FilesystemBlobs.seal
+
+    async def seal_and_lose(blobs: FilesystemBlobs, key: BlobKey, *arguments: Any) -> Sealed:  # as seal takes them
+        blob = await seal(blobs, key, *arguments)
+        if not swept:
+            swept.append(await store.write(lambda tx: store.take_back(tx, blob.key, 0.0)))
+        return blob
+
+    monkeypatch.setattr(FilesystemBlobs, "seal", seal_and_lose)
+    await upkeep.finish_left()
+    assert swept != [None] and await state(store, upload) is UploadState.OPEN
+    await upkeep.finish_left()
+    assert await state(store, upload) is UploadState.FINISHED
+
+
+async def test_whoever_comes_first_a_row_never_stands_without_its_file(store: Store) -> None:
+    for number in range(60):
+        await asyncio.gather(
+            *(bring(store, f"{number}-{one}", bytes([number])) for one in range(3)),
+            *(take(store, bytes([number])) for _ in range(3)),
+            return_exceptions=True,
+        )
+        for site, digest in await store.read(uploads.blob_keys):
+            assert await store.blobs.digest(sealed(site, digest)) == digest
+
+
+async def bring(store: Store, name: str, content: bytes) -> None:
+    blob = await store.blobs.seal(staging("default", name), None, Piece(0, content))
+    await store.write(lambda tx: store.keep(tx, blob))
+
+
+async def take(store: Store, content: bytes) -> None:
+    key = sealed("default", hashlib.sha256(content).hexdigest())
+    for _ in range(3):
+        await store.write(lambda tx: store.take_back(tx, key, 0.0))

@@ -297,3 +297,12 @@ async def test_a_good_prefix_is_kept_for_the_same_coding_only(
     await policy.failed(old, SessionFailure("STAGING_LOST"))
     fresh = (await policy.admit(replace(packed, content_encoding=coding), WHO)).upload
     assert fresh.upload_id != old.upload_id and fresh.offset_bytes == kept
+
+
+async def test_what_a_principal_claims_is_told_by_an_index_alone(store: Store) -> None:
+    query = (
+        "EXPLAIN QUERY PLAN SELECT count(*), sum(CASE WHEN length_bytes > offset_bytes THEN length_bytes "
+        "ELSE offset_bytes END) FROM upload WHERE principal = 'p' AND state = 'open'"
+    )
+    plan = await store.read(lambda tx: [row[3] for row in tx.exec_driver_sql(query)])
+    assert len(plan) == 1 and "COVERING INDEX ix_upload_principal" in plan[0]

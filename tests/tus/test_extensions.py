@@ -103,6 +103,23 @@ def test_the_session_of_a_deferred_length_learns_its_size(shared_server: Server)
     assert shared_server.api("GET", root).json()["file_size"] == 3
 
 
+def test_bytes_of_a_deferred_length_that_pass_the_limit_of_a_principal_are_refused_unread(tmp_path: Path) -> None:
+    server = Server(tmp_path, extra="[uploads]\nmax_staged_bytes_per_principal = 100000\n").start()
+    try:
+        url, other = deferred(server), deferred(server)
+        announced = {"Upload_Length": "100001"}
+        for content, headers in ((bytes(100_001), {}), (b"", announced), (b"12345", announced)):
+            answer = patch(server, url, content, **headers)
+            assert (answer.status_code, answer.json()["code"]) == (503, "too_many_uploads")
+            assert answer.headers["Retry-After"]
+        assert server.tus("HEAD", url).headers["Upload-Offset"] == "0"
+        assert patch(server, url, b"12345", Upload_Length="99000").status_code == 204
+        assert patch(server, other, bytes(1001)).status_code == 503
+        assert patch(server, other, bytes(1000)).status_code == 204
+    finally:
+        server.stop()
+
+
 # --- concatenation --------------------------------------------------------------------------------------
 
 
