@@ -6,7 +6,7 @@ from aiohttp import web
 
 from server import middleware
 from server.auth import Principal, Role, principal_of
-from server.cors import CrossOrigin
+from server.cors import CrossOrigin, of_this_machine_only
 from server.errors import REQUEST_ERRORS, SESSION_FAILURES, RequestError
 from server.health import readiness
 from server.proxies import behind_proxies
@@ -23,8 +23,10 @@ def create_app(services: Services) -> web.Application:
     """The application: every route, behind the middlewares, the first of which is the outermost."""
     http = services.settings.http
     cross_origin = CrossOrigin(http.cors_origins)
+    is_open = services.settings.auth.mode == "none"
     app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[
-        middleware.request_id, cross_origin.preflight, services.connections.watch,
+        middleware.request_id, services.connections.watch,
+        *([of_this_machine_only(http.public_url, http.cors_origins)] if is_open else []), cross_origin.preflight,
         behind_proxies(http.trusted_proxies), middleware.authenticated(services.authenticator)])
     app.on_response_prepare.append(cross_origin.sign)
     app.on_response_prepare.append(name_version)

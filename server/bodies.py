@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.errors import RequestError
 
+NO_JSON = frozenset({"text/plain", "multipart/form-data"})
+"""What any page can send without being asked (Fetch §2.2.2); the third such type is what `curl -d` says by itself."""
+
 
 class Body(BaseModel):
     """Unknown fields are refused: a typo in what can never be mended must be told (contract §4)."""
@@ -33,10 +36,15 @@ def parse(model: type[Parsed], value: object) -> Parsed:
 
 
 async def json_body(request: web.Request) -> object:
-    """The body as JSON, {} when there is none. RequestError `invalid_json`, also for what UTF-8 cannot hold."""
+    """The body as JSON, {} when there is none.
+
+    RequestError `invalid_json`, also for what UTF-8 cannot hold; `unsupported_media_type` for what is surely none.
+    """
     raw = await request.read()
     if not raw:
         return {}
+    if request.content_type in NO_JSON:
+        raise RequestError("unsupported_media_type", "the body must be application/json")
     if request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower() == "gzip":
         raw = _gunzip(raw, request.client_max_size)
     try:

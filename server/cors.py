@@ -1,10 +1,19 @@
-"""CORS for browsers (Fetch standard): which origins may call, what they may send and read. Knows no feature."""
+"""CORS for browsers (Fetch standard): which origins may call, what they may send and read. Knows no feature.
+
+Fact: a browser sends some requests of any page anywhere without asking first; only their answers are kept from the
+page. Where a token is needed that is harmless. Where none is, the page's origin and the name that it called must be
+looked at: a name of the page's own may have been pointed at this machine (DNS rebinding).
+"""
 
 import re
+from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
 
+from server.config import is_loopback
+from server.errors import RequestError
 from server.middleware import Handler
 
 log = structlog.get_logger()
@@ -63,3 +72,32 @@ class CrossOrigin:
             response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED
         if self._origins:
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+
+
+def of_this_machine_only(public_url: str, origins: list[str]) -> Middleware:
+    """A middleware for `auth.mode = "none"`: 403 to other sites' pages, but those of `origins`, and to foreign names.
+
+    Names of our own are loopback's, and that of `public_url`.
+    """
+    public = urlsplit(public_url).netloc.lower()
+    allowed = frozenset(origins)
+
+    @web.middleware
+    async def look(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host, origin = request.headers.get(hdrs.HOST, "").lower(), request.headers.get(hdrs.ORIGIN)
+        if host and host != public and not is_loopback(_name_of(host)):
+            raise RequestError("foreign_page", "without tokens only loopback and http.public_url may be called")
+        is_listed = origin is None or origin in allowed or "*" in allowed
+        if not is_listed and str(origin).lower().partition("://")[2] not in {host, public} - {""}:
+            raise RequestError("foreign_page", "without tokens other sites' pages may not call: see http.cors_origins")
+        return await handler(request)
+
+    return look
+
+
+def _name_of(host: str) -> str:
+    """A Host without its port (RFC 9110 §7.2)."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -41,6 +41,7 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "unsupported_checksum_algorithm": Meaning(400, False, "The checksum algorithm is not supported"),
     "unauthorized": Meaning(401, False, "A valid token is needed"),
     "forbidden": Meaning(403, False, "The token's role does not allow this"),
+    "foreign_page": Meaning(403, False, "Another site's page may not call here"),
     "not_found": Meaning(404, False, "There is nothing here"),
     "method_not_allowed": Meaning(405, False, "The method is not allowed here"),
     "invalid_transition": Meaning(409, False, "The session's status does not allow this"),

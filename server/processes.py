@@ -100,7 +100,7 @@ class _Supervisor:
         self._children: dict[_Part, Process] = {}
 
     async def start(self, part: _Part) -> int | None:
-        """Start one process and wait until it serves; gives its DICOM port. StartFailed."""
+        """Start one process and wait until it serves; gives its DICOM port. StartFailed, and it does not stay."""
         # the lock goes with the children: nobody else may work on the folder while one of them lives
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "server.child", stdin=PIPE, stdout=PIPE, pass_fds=(self._lock,),
@@ -114,6 +114,8 @@ class _Supervisor:
             async with asyncio.timeout(START_S):
                 told = json.loads(await child.stdout.readline() or b'{"failed": "it died"}')
         except TimeoutError:
+            child.kill()
+            await child.wait()
             told = {"failed": f"not ready within {START_S:g} s"}
         if "failed" in told:
             raise StartFailed(str(told["failed"]))
@@ -139,10 +141,16 @@ class _Supervisor:
             async with asyncio.timeout(RESTART_S):
                 await stop.wait()
                 return
+        starting, stopping = asyncio.ensure_future(self.start(part)), asyncio.ensure_future(stop.wait())
         try:
-            await self.start(part)
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
         except StartFailed as error:
-            log.error("process.not_started", part=part.name, reason=str(error))
+            log.error("process.not_started", part=part.name, reason=str(error))  # it has ended: `watch` tries again
+        finally:
+            starting.cancel()
+            stopping.cancel()
 
     async def close(self) -> None:
         """Let every process drain; end those that take too long."""

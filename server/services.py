@@ -87,8 +87,10 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
     webhooks = Webhooks(store, tuple(Webhook(one.url, one.secret, tuple(one.events)) for one in settings.webhooks))
-    worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job, "webhook": webhooks.run_job},
-                    backoff=Backoff(first_s=settings.forward.first_retry_s))
+    calls = webhooks.job_kinds()
+    worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job,
+                            **dict.fromkeys(calls, webhooks.run_job)},
+                    at_once=calls, backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
     reads = Reads(store)
     links, pace = Links(base_url), Pace(limits.progress_floor_bytes_per_s, limits.progress_window_s)

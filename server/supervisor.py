@@ -152,8 +152,8 @@ async def _finish_left(services: Services) -> None:
 
 
 async def _tell(services: Services) -> None:
-    if await services.webhooks.gather():
-        services.worker.wake("webhook")
+    for kind in await services.webhooks.gather():
+        services.worker.wake(kind)
 
 
 async def _forget_answers(store: Store) -> None:

@@ -88,26 +88,28 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """A job's handler could not do it now."""
+    """A job's handler could not do it now. `failures`: how many it counts, where that is not every attempt ever."""
 
     reason: str
+    failures: int | None = None
 
 
 Handler = Callable[[JobRecord], Awaitable[Done | Later]]
 
 
 class Worker:
-    """Claims due jobs and runs their handlers, a bounded number of each kind at once."""
+    """Claims due jobs and runs their handlers, `per_kind` of each kind at once but where `at_once` says otherwise."""
 
     LEASE_S = 60.0
     POLL_S = 1.0
 
     def __init__(
-        self, store: Store, handlers: Mapping[str, Handler], *, per_kind: int = 4, backoff: Backoff | None = None
+        self, store: Store, handlers: Mapping[str, Handler], *, per_kind: int = 4,
+        at_once: Mapping[str, int] | None = None, backoff: Backoff | None = None,
     ) -> None:
         self._store = store
         self._handlers = handlers
-        self._per_kind = per_kind
+        self._at_once = dict.fromkeys(handlers, per_kind) | dict(at_once or {})
         self._backoff = backoff or Backoff()
         self._wake = {kind: asyncio.Event() for kind in handlers}
         self._stopping = False
@@ -119,7 +121,7 @@ class Worker:
     def start(self, tasks: Tasks) -> None:
         """Begin in `tasks`."""
         for kind in self._handlers:
-            for number in range(self._per_kind):
+            for number in range(self._at_once[kind]):
                 tasks.spawn(self._run(kind), f"worker-{kind}-{number}")
 
     def stop(self) -> None:
@@ -161,7 +163,7 @@ class Worker:
             log.exception("worker.failed", kind=held.kind, job_id=held.job_id)
             outcome = Later("it failed on our side")
         if isinstance(outcome, Later):
-            delay_s, reason = self._backoff.delay_s(held.attempt), outcome.reason
+            delay_s, reason = self._backoff.delay_s(outcome.failures or held.attempt), outcome.reason
             try:
                 await self._store.write(lambda tx: jobs.later(tx, held, delay_s, reason))
             except StorageError as error:

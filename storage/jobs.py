@@ -1,4 +1,7 @@
-"""The durable queue: one table with a lease and attempt fencing. Also deliveries, which jobs carry out."""
+"""The durable queue: one table with a lease and attempt fencing. Also deliveries, which jobs carry out.
+
+Fact: a wall clock may be set back; a job that waits for a time further ahead than any pause is due.
+"""
 
 from dataclasses import fields
 from datetime import timedelta
@@ -11,10 +14,13 @@ from storage.errors import Conflict
 from storage.records import DeliveryRecord, DeliveryState, JobRecord, JobState, now, timestamp
 from storage.tables import delivery, job
 
+LONGEST_PAUSE = timedelta(minutes=15)
+"""More than any caller of `later` asks for."""
 _DELIVERY = [delivery.c[field.name] for field in fields(DeliveryRecord)]
 
 _IS_DUE = Prepared(select(job.c.job_id).where(job.c.kind == bindparam("wanted"), or_(
-    (job.c.state == "waiting") & (job.c.run_after <= bindparam("moment")),
+    (job.c.state == "waiting") & (
+        (job.c.run_after <= bindparam("moment")) | (job.c.run_after > bindparam("horizon"))),
     (job.c.state == "running") & (job.c.lease_until < bindparam("moment")))).limit(1))
 
 
@@ -56,7 +62,9 @@ def is_held(tx: Connection, kind: str, subject: str) -> bool:
 
 def is_due(tx: Connection, kind: str) -> bool:
     """Whether a job of that kind waits to be claimed: asked before `claim`, for reading takes no lock."""
-    return _IS_DUE.first(tx, wanted=kind, moment=timestamp()) is not None
+    moment = now()
+    return _IS_DUE.first(
+        tx, wanted=kind, moment=timestamp(moment), horizon=timestamp(moment + LONGEST_PAUSE)) is not None
 
 
 def claim(tx: Connection, kinds: tuple[str, ...], lease_s: float) -> JobRecord | None:
@@ -65,7 +73,8 @@ def claim(tx: Connection, kinds: tuple[str, ...], lease_s: float) -> JobRecord |
     due = (
         select(job.c.job_id).where(job.c.kind.in_(kinds))
         .where(or_(
-            (job.c.state == JobState.WAITING) & (job.c.run_after <= timestamp(moment)),
+            (job.c.state == JobState.WAITING) & (
+                (job.c.run_after <= timestamp(moment)) | (job.c.run_after > timestamp(moment + LONGEST_PAUSE))),
             (job.c.state == JobState.RUNNING) & (job.c.lease_until < timestamp(moment))))
         .order_by(job.c.run_after).limit(1)
     )
@@ -93,7 +102,7 @@ def done(tx: Connection, held: JobRecord) -> None:
 
 
 def later(tx: Connection, held: JobRecord, delay_s: float, error: str) -> None:
-    """Try again after `delay_s`. Conflict when the lease went to another."""
+    """Try again after `delay_s`, at most LONGEST_PAUSE. Conflict when the lease went to another."""
     _end(tx, held, state=JobState.WAITING, last_error=error,
          run_after=timestamp(now() + timedelta(seconds=delay_s)))
 

@@ -3,11 +3,11 @@
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, String, cast, func, insert, select, update
 
 from storage.errors import Conflict, NotFound
-from storage.records import DEFAULT_SITE, DeliveryState, WebhookDeliveryRecord, timestamp
-from storage.tables import audit, webhook_cursor, webhook_delivery
+from storage.records import DEFAULT_SITE, DeliveryState, JobState, WebhookDeliveryRecord, timestamp
+from storage.tables import audit, job, webhook_cursor, webhook_delivery
 
 _COLUMNS = [webhook_delivery.c[field.name] for field in fields(WebhookDeliveryRecord)]
 
@@ -84,3 +84,21 @@ def end_attempt(
     tx.execute(update(webhook_delivery).where(webhook_delivery.c.delivery_id == delivery_id).values(
         state=state, last_status=status, last_error=error, updated_at=moment,
         delivered_at=moment if state is DeliveryState.DELIVERED else None))
+
+
+def begin_again(tx: Connection, delivery_id: int) -> None:
+    """A person wants it told again: attempts are counted from here."""
+    tx.execute(update(webhook_delivery).where(webhook_delivery.c.delivery_id == delivery_id).values(
+        state=DeliveryState.WAITING, attempts=0, last_status=None, last_error=None, delivered_at=None,
+        updated_at=timestamp()))
+
+
+def park_all_but(tx: Connection, known: list[str], error: str) -> None:
+    """Give up what waits for other receivers than `known`, and end its jobs."""
+    others = (webhook_delivery.c.state == DeliveryState.WAITING) & webhook_delivery.c.webhook.not_in(known)
+    tx.execute(update(job).where(
+        job.c.kind.startswith("webhook"), job.c.state == JobState.WAITING,
+        job.c.subject.in_(select(cast(webhook_delivery.c.delivery_id, String)).where(others))
+    ).values(state=JobState.DONE))
+    tx.execute(update(webhook_delivery).where(others).values(
+        state=DeliveryState.PARKED, last_error=error, updated_at=timestamp()))

@@ -3,12 +3,20 @@
 Facts: a Unix socket bound to an abstract address is a lock that the kernel gives to one process only and takes
 back when that process dies, and it carries the newcomer's request to its holder. Addresses live in the
 network namespace, so every process of one server sees them and no file is left behind.
+
+Every local user can bind an address and send to one. So addresses are made with a secret of the data folder:
+nobody else can tell one beforehand; and who asks is told by the kernel: a request counts only from our own user.
+What remains: /proc/net/unix shows addresses that are held, so another local user may bind one after its holder
+has left, and keep that one upload from being written (503) for as long.
 """
 
 import asyncio
 import errno
-import hashlib
+import hmac
+import os
+import secrets
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +28,9 @@ from server.errors import RequestError
 TAKEOVER_S = 1.0
 LOOK_S = 0.005
 ASK_S = 0.1
+SECRET_BYTES = 32
+CREDENTIALS = struct.Struct("3i")
+"""struct ucred (unix(7)): pid, uid, gid of the sender, as the kernel knows them."""
 Stop = Callable[[str], None]
 """Makes a holder leave soon, its bytes kept; takes the code to tell its client, and may be called more than once."""
 
@@ -82,15 +93,19 @@ class _Address:
     async def __aenter__(self) -> None:
         if self._stop is not None:
             self._holders.stops.add(self._stop)
+            # not before it is bound: a socket that is told its senders may bind to no name after it has sent
+            self._bound.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             asyncio.get_running_loop().add_reader(self._bound, self._asked)
             self._listens = True
             if self._holders.stopping:  # it was on its way here when all were asked
                 self._stop("server_shutdown")
 
     def _asked(self) -> None:
-        with suppress(BlockingIOError):
-            self._bound.recv(16)
-        if self._stop is not None:
+        try:
+            _, said, _, _ = self._bound.recvmsg(16, socket.CMSG_SPACE(CREDENTIALS.size))
+        except BlockingIOError:
+            return
+        if self._stop is not None and _sender(said) in (0, os.getuid()):
             self._stop("upload_stopped")
 
     async def __aexit__(self, *_failure: object) -> None:
@@ -101,14 +116,15 @@ class _Address:
 
 
 class MachineLocks:
-    """UploadLocks for the processes of one machine. `namespace` tells one server's uploads from another's."""
+    """UploadLocks for the processes of one machine that work on the folder `namespace`, which keeps their secret."""
 
     def __init__(self, namespace: Path) -> None:
-        self._prefix = b"\0packhorse/" + hashlib.sha256(str(namespace.resolve()).encode()).digest()[:16].hex().encode()
+        # the path too, for a copy of the folder brings the secret along
+        self._key = hmac.digest(_secret(namespace / "locks.secret"), str(namespace.resolve()).encode(), "sha256")
         self._holders = _Holders()
 
     def _address(self, upload_id: str) -> bytes:
-        return self._prefix + b"/" + upload_id.encode()
+        return b"\0packhorse/" + hmac.digest(self._key, upload_id.encode(), "sha256")[:16].hex().encode()
 
     def is_held(self, upload_id: str) -> bool:
         """Whether the address is taken."""
@@ -151,6 +167,37 @@ class MachineLocks:
         self._holders.stopping = True
         for stop in list(self._holders.stops):
             stop("server_shutdown")
+
+
+def _secret(path: Path) -> bytes:
+    """What `path` holds, made at first, whole and for its owner only, whoever else makes it at the same time."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(SECRET_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileExistsError):
+        path.hardlink_to(partial)
+    partial.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return path.read_bytes()
+
+
+def _sender(said: list[tuple[int, int, bytes]]) -> int | None:
+    """The user that sent a datagram; None for one that came before the kernel was asked to tell."""
+    for level, kind, content in said:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and len(content) >= CREDENTIALS.size:
+            pid, uid, _gid = CREDENTIALS.unpack_from(content)
+            return int(uid) if pid else None
+    return None
 
 
 def _unbound() -> socket.socket:

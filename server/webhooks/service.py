@@ -1,10 +1,12 @@
 """Turns events into deliveries, and carries deliveries out: signed, repeated, never given up in silence.
 
 Fact: the audit chain is written in the transaction of what it tells, so a place in it, kept as a row, is all that it
-takes to tell everything once, also after a crash.
+takes to tell everything once, also after a crash. Each receiver has a kind of job of its own, so that one that hangs
+delays nobody else.
 """
 
 import asyncio
+import hashlib
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +28,13 @@ from storage.store import Store
 BATCH_ROWS = 500
 TIMEOUT_S = 15.0
 GIVEN_UP_AFTER = timedelta(days=3)
+GIVEN_UP_ATTEMPTS = 400
+"""About what fits into that time. Both must be over, so that neither a clock that jumps nor a late resend gives up."""
+NOT_CONFIGURED = "no such webhook is configured"
+AT_ONCE = 2
+"""Calls to one receiver at once."""
+ANY = "webhook"
+"""The kind of jobs whose receiver has no kind of its own: it is not configured any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,11 @@ class Webhook:
     url: str
     secret: str
     events: tuple[str, ...]
+
+    @property
+    def job_kind(self) -> str:
+        """The kind of the jobs that call it."""
+        return f"{ANY}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
 
     def wants(self, kind: str) -> bool:
         """Whether it asked for such events."""
@@ -51,32 +65,46 @@ async def post(session: aiohttp.ClientSession, webhook: Webhook, event_id: str, 
 
 
 class Webhooks:
-    """The use cases. `wake` is called when there is something to send."""
+    """The use cases."""
 
     def __init__(self, store: Store, receivers: tuple[Webhook, ...]) -> None:
         self._store = store
         self._receivers = {one.url: one for one in receivers}
 
+    def job_kinds(self) -> dict[str, int]:
+        """The kinds of jobs that `run_job` is for, and how many of each may run at once."""
+        return {ANY: AT_ONCE, **{one.job_kind: AT_ONCE for one in self._receivers.values()}}
+
+    def _job_kind(self, url: str) -> str:
+        return self._receivers[url].job_kind if url in self._receivers else ANY
+
     async def begin(self) -> None:
-        """Before anything happens: what is told begins here, unless it began at an earlier start."""
+        """Before anything happens: what is told begins here, unless it began at an earlier start.
+
+        What waits for a receiver that is configured no more is parked: nobody would look for its jobs.
+        """
+        await self._store.write(lambda tx: webhooks.park_all_but(tx, list(self._receivers), NOT_CONFIGURED))
         if self._receivers:
             await self._store.write(webhooks.cursor)
 
-    async def gather(self) -> int:
-        """Read the audit chain on from where it was left, and queue what receivers want to hear. Gives how many."""
+    async def gather(self) -> set[str]:
+        """Read the audit chain on from where it was left, and queue what receivers want to hear.
+
+        Gives the kinds of the jobs.
+        """
+        queued: set[str] = set()
         if not self._receivers:
-            return 0
-        queued = 0
+            return queued
         while True:
             seq = await self._store.write(webhooks.cursor)
             rows = await self._store.read(partial(_rows_after, seq))
             if not rows:
                 return queued
             events = [event for row in rows if (event := event_of(row)) is not None]
-            wanted = [(event, url) for event in events for url, one in self._receivers.items() if one.wants(event.kind)]
+            wanted = [(event, one) for event in events for one in self._receivers.values() if one.wants(event.kind)]
 
             await self._store.write(partial(_queue, seq, rows[-1]["seq"], wanted))
-            queued += len(wanted)
+            queued |= {one.job_kind for _event, one in wanted}
 
     async def run_job(self, job: JobRecord) -> Done | Later:
         """Send one delivery; a receiver that answers 410 wants no more of it."""
@@ -85,12 +113,12 @@ class Webhooks:
             await self._store.write(lambda tx: jobs.done(tx, job))
             return Done()
         receiver = self._receivers.get(delivery.webhook)
-        status, error = (None, "no such webhook is configured") if receiver is None else await self._send(
+        status, error = (None, NOT_CONFIGURED) if receiver is None else await self._send(
             receiver, delivery)
         state = DeliveryState.WAITING
         if status is not None and 200 <= status < 300:
             state = DeliveryState.DELIVERED
-        elif status == 410 or receiver is None or delivery.created_at < timestamp(now() - GIVEN_UP_AFTER):
+        elif status == 410 or receiver is None or _is_hopeless(delivery):
             state = DeliveryState.PARKED
 
         def unit(tx: Connection) -> None:
@@ -99,7 +127,9 @@ class Webhooks:
                 jobs.done(tx, job)
 
         await self._store.write(unit)
-        return Later(error or f"answered {status}") if state is DeliveryState.WAITING else Done()
+        if state is not DeliveryState.WAITING:
+            return Done()
+        return Later(error or f"answered {status}", failures=delivery.attempts + 1)
 
     async def _send(self, receiver: Webhook, delivery: WebhookDeliveryRecord) -> tuple[int | None, str | None]:
         await self._store.write(lambda tx: webhooks.begin_attempt(tx, delivery.delivery_id))
@@ -129,8 +159,8 @@ class Webhooks:
             found = webhooks.find(tx, delivery_id)
             if found is None or found.site != who.site:
                 raise RequestError("not_found", "there is no such delivery")
-            webhooks.end_attempt(tx, delivery_id, DeliveryState.WAITING, None, None)
-            jobs.enqueue(tx, found.site, "webhook", str(delivery_id))
+            webhooks.begin_again(tx, delivery_id)
+            jobs.enqueue(tx, found.site, self._job_kind(found.webhook), str(delivery_id))
             audit.append(tx, AuditEntry(who.site, "webhook.resent", who.name, f"webhook/{delivery_id}", peer,
                                         detail={"reason": reason, "event_id": found.event_id}))
             return webhooks.get(tx, delivery_id)
@@ -138,13 +168,18 @@ class Webhooks:
         return await self._store.write(unit)
 
 
+def _is_hopeless(delivery: WebhookDeliveryRecord) -> bool:
+    """Whether the call that just failed was the last one; its row is as it was before that call."""
+    return (delivery.attempts + 1 >= GIVEN_UP_ATTEMPTS
+            and delivery.created_at < timestamp(now() - GIVEN_UP_AFTER))
+
 
 def _rows_after(seq: int, tx: Connection) -> list[dict[str, Any]]:
     return list(audit.after(tx, seq, BATCH_ROWS))
 
 
-def _queue(seq: int, last: int, wanted: list[tuple[Event, str]], tx: Connection) -> None:
+def _queue(seq: int, last: int, wanted: list[tuple[Event, Webhook]], tx: Connection) -> None:
     webhooks.advance(tx, seq, last)
-    for event, url in wanted:
-        delivery_id = webhooks.add(tx, event.site, url, event.event_id, event.kind, event.body)
-        jobs.enqueue(tx, event.site, "webhook", str(delivery_id))
+    for event, receiver in wanted:
+        delivery_id = webhooks.add(tx, event.site, receiver.url, event.event_id, event.kind, event.body)
+        jobs.enqueue(tx, event.site, receiver.job_kind, str(delivery_id))

@@ -1,16 +1,20 @@
 """What stands before every request: CORS, trusted proxies, headers that do not come or do not end."""
 
+import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import requests
 
-from tests.server import Server
+from server import config
+from server.supervisor import running
+from tests.server import Server, sha256
 from tests.support import eventually
 
 EMR = "https://emr.example"
@@ -72,6 +76,64 @@ def test_another_origin_is_refused_and_the_line_to_add_is_logged(edge: Server) -
     assert "Access-Control-Allow-Origin" not in answer.headers
     log = (edge.folder / "server.log").read_text()
     assert 'cors_origins = [\\"https://evil.example\\"]' in log
+
+
+# --- no tokens ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def open_server(tmp_path: Path) -> AsyncIterator[str]:
+    path = tmp_path / "packhorse.toml"
+    http = f'[http]\nport = 0\npublic_url = "https://pacs.example"\ncors_origins = ["{EMR}"]\n'
+    path.write_text(f'{http}[auth]\nmode = "none"\n[dicom]\nenabled = false\n')
+    async with running(config.load(path)) as server:
+        yield server.url
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "SELF"}, 200),
+        ({"Origin": EMR}, 200),
+        ({"Origin": "https://pacs.example", "Host": "pacs.example"}, 200),
+        ({"Host": "localhost:8080"}, 200),
+        ({"Host": "[::1]:8080"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example", "Origin": "http://127.0.0.1.evil.example"}, 403),
+        ({"Host": "[", "Origin": "http://["}, 403),
+    ],
+)
+async def test_without_tokens_other_sites_pages_and_foreign_names_are_refused(
+    open_server: str, headers: dict[str, str], status: int
+) -> None:
+    fields = {name: open_server if value == "SELF" else value for name, value in headers.items()}
+    async with aiohttp.ClientSession() as session:
+        for method, path in (("GET", "/api/v1/"), ("GET", "/api/v1/upload-sessions/")):
+            async with session.request(method, open_server + path, headers=fields) as answer:
+                assert answer.status == status, await answer.text()
+                assert status == 200 or (await answer.json())["code"] == "foreign_page"
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("text/plain;charset=UTF-8", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("application/x-www-form-urlencoded", 201),
+        ("application/json", 201),
+        ("application/vnd.emr+json", 201),
+    ],
+)
+def test_what_is_surely_no_json_is_refused(shared_server: Server, kind: str, status: int) -> None:
+    body = json.dumps({"file_name": "a.bin", "file_size": 1, "checksum_sha256": sha256(kind.encode())})
+    path = f"{shared_server.url}/api/v1/upload-sessions/create_session/"
+    answer = requests.post(path, body, headers={**shared_server.auth, "Content-Type": kind}, timeout=10)
+    assert answer.status_code == status, answer.text
 
 
 # --- trusted proxies ------------------------------------------------------------------------------------

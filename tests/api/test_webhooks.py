@@ -2,14 +2,24 @@
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from server.auth import Principal, Role
+from server.webhooks.service import Webhook as Receiving
+from server.webhooks.service import Webhooks
+from storage import jobs, webhooks
+from storage.backends import migrate, open_store
+from storage.records import WebhookDeliveryRecord, now, timestamp
+from storage.store import Store
+from storage.tables import job, webhook_delivery
 from tests.server import Server, create, patch, upload_url
 from tests.support import eventually, free_port
 
@@ -21,6 +31,7 @@ class Receiver:
 
     def __init__(self, port: int = 0) -> None:
         self.status = 200
+        self.hangs_s = 0.0
         self.got: list[tuple[dict[str, str], bytes]] = []
         receiver = self
 
@@ -28,6 +39,7 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                threading.Event().wait(receiver.hangs_s)
                 self.send_response(receiver.status)
                 if receiver.status == 302:
                     self.send_header("Location", "http://127.0.0.1:1/elsewhere")
@@ -179,6 +191,82 @@ async def test_without_a_secret_calls_go_unsigned_with_a_warning(tmp_path: Path,
         assert checked.returncode == 0 and "unsigned" in checked.stderr
     finally:
         server.stop()
+
+
+async def test_a_receiver_that_hangs_delays_no_other(tmp_path: Path, receiver: Receiver) -> None:
+    slow = Receiver()
+    slow.hangs_s = 5.0
+    both = "".join(f'[[webhooks]]\nurl = "{one.url}"\nsecret = "{SECRET}"\n' for one in (slow, receiver))
+    server = Server(tmp_path / "server", extra=both).start()
+    try:
+        for _ in range(6):
+            store(server, uuid.uuid4().bytes, "a.bin")
+        await eventually(lambda: len(receiver.got) == 12, 4)
+        assert len(slow.got) <= 2
+    finally:
+        slow.hangs_s = 0.0
+        server.stop()
+        slow.close()
+
+
+@pytest.fixture
+async def facts(tmp_path: Path) -> AsyncIterator[Store]:
+    migrate(tmp_path / "p.db")
+    opened = open_store(tmp_path / "p.db", tmp_path / "blobs")
+    yield opened
+    await opened.close()
+
+
+async def called(facts: Store, service: Webhooks, delivery_id: int) -> WebhookDeliveryRecord:
+    """The delivery after one more call of its job."""
+    kind = next(kind for kind in service.job_kinds() if kind != "webhook")
+    job = await facts.write(lambda tx: jobs.enqueue(tx, "default", kind, str(delivery_id), 60))
+    await service.run_job(job)
+    return await facts.read(lambda tx: webhooks.get(tx, delivery_id))
+
+
+async def test_it_is_given_up_after_days_and_many_calls_and_a_resend_counts_anew(
+    facts: Store, receiver: Receiver
+) -> None:
+    receiver.status = 500
+    service = Webhooks(facts, (Receiving(receiver.url, SECRET, ("*",)),))
+    one = await facts.write(lambda tx: webhooks.add(tx, "default", receiver.url, "evt_1", "image.stored", "{}"))
+
+    def aged(days: int, attempts: int) -> Callable[[Connection], object]:
+        values = {"created_at": timestamp(now() - timedelta(days=days)), "attempts": attempts}
+        return lambda tx: tx.execute(webhook_delivery.update().values(**values))
+
+    for days, attempts, state in ((4, 5, "waiting"), (1, 500, "waiting"), (4, 398, "waiting"), (4, 399, "parked")):
+        await facts.write(aged(days, attempts))
+        assert (await called(facts, service, one)).state == state, (days, attempts)
+    operator = Principal("o", "default", Role.OPERATOR)
+    assert (await service.resend(one, "they are back", operator, None)).attempts == 0
+    again = await called(facts, service, one)
+    assert (again.state, again.attempts) == ("waiting", 1)
+
+
+async def test_what_waits_for_a_receiver_that_is_configured_no_more_is_parked(facts: Store, receiver: Receiver) -> None:
+    old = Receiving(receiver.url, SECRET, ("*",))
+    one = await facts.write(lambda tx: webhooks.add(tx, "default", old.url, "evt_1", "image.stored", "{}"))
+    await facts.write(lambda tx: jobs.enqueue(tx, "default", old.job_kind, str(one)))
+    await Webhooks(facts, (old,)).begin()
+    assert (await facts.read(lambda tx: webhooks.get(tx, one))).state == "waiting"
+    await Webhooks(facts, ()).begin()
+    found = await facts.read(lambda tx: webhooks.get(tx, one))
+    assert found.state == "parked" and "configured" in str(found.last_error)
+    assert await facts.read(jobs.backlog) == {}
+
+
+async def test_a_clock_that_was_set_back_holds_up_no_job(facts: Store) -> None:
+    await facts.write(lambda tx: jobs.enqueue(tx, "default", "webhook", "1"))
+
+    def waits(pause: timedelta) -> Callable[[Connection], object]:
+        return lambda tx: tx.execute(job.update().values(run_after=timestamp(now() + pause)))
+
+    for pause, is_due in ((timedelta(minutes=10), False), (timedelta(hours=1), True)):
+        await facts.write(waits(pause))
+        assert await facts.read(lambda tx: jobs.is_due(tx, "webhook")) is is_due
+        assert (await facts.write(lambda tx: jobs.claim(tx, ("webhook",), 60)) is not None) is is_due
 
 
 def test_only_operators_see_and_resend(shared_server: Server) -> None:

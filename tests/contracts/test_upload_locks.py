@@ -1,6 +1,8 @@
 """What every UploadLocks must keep (server.tus.locks), within one process and between two."""
 
 import asyncio
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -110,3 +112,48 @@ async def test_who_takes_a_lock_while_the_process_stops_is_asked_to_leave_at_onc
 async def test_servers_of_other_folders_share_nothing(tmp_path: Path) -> None:
     async with await MachineLocks(tmp_path / "a").take("one", nobody):
         assert not MachineLocks(tmp_path / "b").is_held("one")
+
+
+async def test_a_copy_of_a_folder_shares_nothing_with_it(tmp_path: Path) -> None:
+    MachineLocks(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    async with await MachineLocks(tmp_path / "a").take("one", nobody):
+        assert not MachineLocks(tmp_path / "b").is_held("one")
+
+
+def test_the_secret_is_for_its_owner_only_and_stays(tmp_path: Path) -> None:
+    MachineLocks(tmp_path)
+    path = tmp_path / "locks.secret"
+    content = path.read_bytes()
+    assert len(content) == 32 and path.stat().st_mode & 0o777 == 0o600
+    MachineLocks(tmp_path)
+    assert path.read_bytes() == content and [one.name for one in tmp_path.iterdir()] == ["locks.secret"]
+
+
+STRANGER = """
+import os, re, socket, sys
+os.setgid(65534), os.setuid(65534)
+names = re.findall("@(packhorse/[0-9a-f]+)$", open("/proc/net/unix").read(), re.M)
+one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+for name in names:
+    one.sendto(b"leave", b"\\0" + name.encode())
+print(len(names))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+async def test_another_user_evicts_nobody(locks: UploadLocks) -> None:
+    told: list[str] = []
+    async with await locks.take("one", told.append):
+        stranger = await asyncio.create_subprocess_exec(sys.executable, "-c", STRANGER, stdout=subprocess.PIPE)
+        out, _ = await stranger.communicate()
+        await asyncio.sleep(0)
+        assert int(out) >= 1 and told == []
+        with pytest.raises(RequestError, match="writes"):  # our own is heard all the same
+            await locks.take("one", nobody)
+        assert set(told) == {"upload_stopped"}
+
+
+async def test_nobody_can_tell_an_address_from_the_upload(locks: UploadLocks) -> None:
+    async with await locks.take("an-upload", nobody):
+        assert "an-upload" not in Path("/proc/net/unix").read_text()  # noqa: ASYNC240 - it is no file

@@ -1,5 +1,6 @@
 """`serve --workers 2`: real processes on one port; any request for any upload may land on any of them."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from server import config, processes
+from server.lifecycle import StartFailed
+from server.supervisor import Kind
 from tests.server import ROOT, Server, create, patch, sha256, upload_url
 from tests.support import eventually, free_port
 from tests.tus.test_cut_uploads import MIB, half_sent, random_bytes, wait_for_bytes
@@ -111,6 +115,25 @@ def test_only_what_is_asked_for_is_served(tmp_path: Path, only: str, http: bool,
         process.terminate()
         process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+async def test_a_process_that_is_never_ready_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "START_S", 0.05)
+    settings = config.Settings()
+    asked = {"settings": settings.model_dump(mode="json"), "base": str(tmp_path), "http_port": free_port()}
+    with (tmp_path / "lock").open("w") as lock:
+        supervisor = processes._Supervisor(asked, lock.fileno())
+        part = processes.parts_of(1, frozenset({Kind.HTTP}))[0]
+        with pytest.raises(StartFailed, match="not ready within"):
+            await supervisor.start(part)
+        assert supervisor._children[part].returncode is not None
+        stop = asyncio.Event()
+        watching = asyncio.ensure_future(supervisor.watch(stop))
+        monkeypatch.setattr(processes, "START_S", 60.0)
+        await eventually(lambda: supervisor._children[part].returncode is None, 20)  # it is tried again
+        stop.set()
+        await watching
+        await supervisor.close()
 
 
 def contains(log: Path, told: str) -> bool:
