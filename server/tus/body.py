@@ -289,7 +289,7 @@ class _Wire:
             buffer[:count], self._buffered = self._buffered[:count], self._buffered[count:]
             return count
         # a slow line is never waited for below, so the bell is looked at first
-        self._heed(self._left_after_stop is None and self._bell in dict(self._poll.poll(0)))
+        self._heed(self._is_slow and self._left_after_stop is None and self._bell in dict(self._poll.poll(0)))
         count, ends_at = 0, time.monotonic() + READ_S
         while count < len(buffer) and self._lost is None:
             wanted = min(len(buffer) - count, self._wanted())
