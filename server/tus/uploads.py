@@ -231,10 +231,13 @@ class Uploads:
         complete = end == upload.length_bytes if terms.ends is None else terms.ends
         if complete and not upload.is_partial:
             return await self._finish(replace(seen, upload=upload), transfer, end, terms, None)
-        if end != upload.length_bytes:
-            return Patched(await self._flushes.after(upload, transfer, end), end)
-        await self._store.blobs.flush(staging(upload.site, upload.upload_id))
-        upload = await self._store.write(self._rows.progress(upload, end, transfer.entry(end, "complete")))
+        try:
+            if end != upload.length_bytes:
+                return Patched(await self._flushes.after(upload, transfer, end), end)
+            await self._store.blobs.flush(staging(upload.site, upload.upload_id))
+            upload = await self._store.write(self._rows.progress(upload, end, transfer.entry(end, "complete")))
+        except StorageError as error:
+            raise await self._interrupted(upload, transfer, error) from error
         await self._finals(upload, terms.peer)
         return Patched(upload, end)
 
@@ -255,8 +258,9 @@ class Uploads:
         if _leaves_open(body, terms) != upload.awaits_end:
             upload = await self._rows.await_end(upload, not upload.awaits_end)
         if upload.boot_id != boot_id():
-            if self._truncates is not None and start:
-                await self._truncates.truncate(staging(upload.site, upload.upload_id), start)
+            key = staging(upload.site, upload.upload_id)
+            if self._truncates is not None and await self._store.blobs.size(key) > start:
+                await self._truncates.truncate(key, start)
             upload = await self._store.write(self._rows.progress(upload, start))
         return replace(seen, upload=upload)
 

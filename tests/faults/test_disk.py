@@ -45,6 +45,18 @@ def test_after_a_reboot_only_what_was_flushed_counts(server: Server) -> None:
     assert patch(server, url, content[1000:], 1000).headers["Packhorse-Status"] == "SYNCED"
 
 
+def test_after_a_reboot_an_upload_of_which_nothing_was_flushed_begins_again_on_its_url(server: Server) -> None:
+    content = random_bytes(MIB, 23)
+    session = create(server, content, file_name="a.bin")
+    url = upload_url(server, session["session_id"])
+    patch(server, url, content[:5000])
+    server.kill()
+    sql(server, "UPDATE upload SET boot_id = 'the boot before', offset_bytes = 0")
+    server.restart()
+    assert server.tus("HEAD", url).headers["Upload-Offset"] == "0"
+    assert patch(server, url, content).headers["Packhorse-Status"] == "SYNCED"
+
+
 def test_when_flushed_bytes_vanish_the_url_is_gone_and_a_retry_goes_on_from_a_new_one(server: Server) -> None:
     content = random_bytes(MIB, 22)
     session = create(server, content, file_name="a.bin")
