@@ -181,8 +181,8 @@ def synced_without_image(tx: Connection) -> int:
 
 
 def brought(tx: Connection, image_id: int, principal: str) -> bool:
-    """Whether a session of `principal` has this image."""
+    """Whether a session that `principal` made has this image; who was only answered with it knows a hash (§6)."""
     return tx.execute(
-        select(session.c.session_id).join(session_member, session_member.c.session_id == session.c.session_id)
-        .where(session.c.server_image_id == image_id, session_member.c.principal == principal).limit(1)
+        select(session.c.session_id)
+        .where(session.c.server_image_id == image_id, session.c.principal == principal).limit(1)
     ).first() is not None

@@ -103,3 +103,23 @@ def test_bytes_that_are_given_are_noted_once_a_minute(shared_server: Server) -> 
     assert reads(server, url) == 1
     assert server.tus("GET", url, token=token(server, "viewer")).status_code == 200
     assert reads(server, url) == 2
+
+
+def test_who_only_declares_a_hash_that_is_known_reads_no_image_by_it(shared_server: Server) -> None:
+    content = uuid.uuid4().bytes * 10
+    maker, other = token(shared_server, "uploader"), token(shared_server, "uploader")
+    order = f"o{uuid.uuid4().hex}"
+    declared = upload_metadata(filename="a.bin", radiology_order_id=order, checksum_sha256=sha256(content))
+
+    def post(who: str) -> str:
+        length = str(len(content))
+        answer = shared_server.tus("POST", "/files", token=who, Upload_Length=length, Upload_Metadata=declared)
+        return str(answer.headers["Location"])
+
+    url = post(maker)
+    assert patch(shared_server, url, content, Authorization=f"Bearer {maker}").headers["Packhorse-Status"] == "SYNCED"
+    assert post(other) == url
+    listed = shared_server.api("GET", "/upload-sessions/", token=maker).json()["results"]
+    image = listed[0]["server_image_id"]
+    assert shared_server.api("GET", f"/images/{image}/file", token=maker).content == content
+    assert shared_server.api("GET", f"/images/{image}/file", token=other).status_code == 404
