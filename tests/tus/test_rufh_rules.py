@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.server import Server
+from tests.server import Server, sha256, upload_metadata
 from tests.support import eventually
 from tests.tus.test_cut_uploads import MIB, random_bytes
 from tests.tus.test_rufh import PROBLEMS, append, begin, call, digest
@@ -130,6 +130,38 @@ async def test_an_upload_that_lost_its_bytes_is_deactivated(shared_server: Serve
     assert call(shared_server, "DELETE", url).status_code == 410
 
 
+@pytest.mark.parametrize("protocol", ["tus", "RUFH"])
+async def test_a_creation_after_a_loss_tells_the_good_prefix_and_takes_no_body(
+    shared_server: Server, protocol: str
+) -> None:
+    server, content = shared_server, uuid.uuid4().bytes
+
+    def ask(body: bytes) -> Any:
+        if protocol == "RUFH":
+            return begin(server, body, Upload_Length="16", Repr_Digest=digest(content))
+        metadata = upload_metadata(checksum_sha256=sha256(content))
+        given = {"Upload_Length": "16", "Upload_Metadata": metadata, "Content_Type": "application/offset+octet-stream"}
+        return server.tus("POST", "/files", body, **given)
+
+    url = ask(content[:6]).headers["Location"]
+    upload_id = url.rsplit("/", 1)[1]
+    staged = server.folder / "data" / "blobs" / "staging" / "site-default" / upload_id
+
+    def noted() -> bool:
+        with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database:
+            row = database.execute("SELECT offset_bytes FROM upload WHERE upload_id = ?", (upload_id,))
+            return bool(row.fetchone()[0] == 6)
+
+    await eventually(noted)
+    os.truncate(staged, 3)
+    assert call(server, "HEAD", url).status_code == 410
+    staged.write_bytes(content[:6])  # as after an fsync that failed: what was durable before it is there
+    answer = ask(content)
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (201, "6")
+    assert answer.headers["Location"] != url
+    assert append(server, answer.headers["Location"], content[6:], 6, "?1").headers["Packhorse-Status"] == "SYNCED"
+
+
 async def test_the_offset_never_decreases_and_is_taken_as_it_was_told(shared_server: Server) -> None:
     content = random_bytes(400_000, 61)
     url = begin(shared_server).headers["Location"]
@@ -215,9 +247,8 @@ def test_all_bytes_are_no_end_until_it_is_said_not_even_after_a_crash(server: Se
     if how == "by a creation":
         url = begin(server, content, Upload_Length="16").headers["Location"]
     else:
-        made = begin(server, b"", Upload_Length="16") if "tus" not in how else server.tus(
-            "POST", "/files", Upload_Length="16")
-        url = made.headers["Location"]
+        ask = server.tus("POST", "/files", Upload_Length="16") if "tus" in how else begin(server, Upload_Length="16")
+        url = ask.headers["Location"]
         assert append(server, url, content, 0).headers["Upload-Complete"] == "?0"
     server.kill()
     server.restart()
