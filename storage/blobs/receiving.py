@@ -101,23 +101,26 @@ class Receiving:
         flushed, began = self.offset, time.monotonic()
         while (item := self._read.get()) is not None:
             buffer, count = item
+            written = 0
             if self._failure is None:
                 try:
                     self._write(memoryview(buffer)[:count], self.offset)
                     self.offset += count
+                    written = count
                     if self.offset - flushed >= SEGMENT_BYTES or time.monotonic() - began >= SEGMENT_S:
                         self._flush()
                         self._on_durable(self.offset)
                         flushed, began = self.offset, time.monotonic()
                 except Exception as error:  # noqa: BLE001 - raised again in `run`, for whoever waits
                     self._failure = error
-            self._written.put(item)
+            self._written.put((buffer, written))
 
     def _hash_all(self) -> None:
         while (item := self._written.get()) is not None:
-            buffer, count = item
-            if self._failure is None:
-                self._digest(memoryview(buffer)[:count])
+            buffer, written = item
+            if written:
+                # also after a failure: the digest goes on with the file, so it has seen what is in the file
+                self._digest(memoryview(buffer)[:written])
             self._release(buffer)
 
     def _release(self, buffer: mmap.mmap) -> None:
