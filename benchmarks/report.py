@@ -30,8 +30,9 @@ def tables(
         "",
         "Written by `make bench-uploads`. Every row runs on every server in turn, with the same client, on one",
         f"machine; each figure is the median of {rounds} rounds. × is Packhorse's share of {servers.REFERENCE}'s",
-        "figure there. Packhorse verifies SHA-256, writes its rows and flushes to the medium before it answers; no",
-        "peer does any of these.",
+        "figure there. Each server is warm: it has begun with all of its processes, and has taken 240 small files.",
+        "Packhorse verifies SHA-256, writes its rows and flushes to the medium before it answers; no peer does",
+        "any of these.",
         "",
         f"{moment:%Y-%m-%d %H:%M} UTC · {servers.machine()} · {_file_system(disk)} · "
         f"aiohttp {versions['aiohttp']}, "

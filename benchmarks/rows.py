@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.client import BLOCK, OFFSET_TYPE, Line, block, create, metadata, patch, repeated_digest, together
-from benchmarks.servers import CEILING, PACKHORSE, Server, peak_rss_mib, start
+from benchmarks.servers import CEILING, PACKHORSE, Server, peak_rss_mib, settle, start
 
 MIB = 1024 * 1024
 CONNECTIONS = 8
@@ -33,6 +33,13 @@ class Row:
     must_be: float
     measure: Callable[[Server, float], float]
     must_be_on_tmpfs: float | None = None
+
+
+def warm_up(server: Server) -> None:
+    """Before the clock starts: every process of the server has begun, and has run what it runs for an upload."""
+    settle(server)
+    small_files(server, 0.2)
+    settle(server)
 
 
 def one_patch(server: Server, scale: float) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 PYTHON = PEERS / ".venv" / "bin" / "python"
+SETTLE_S, QUIET_S = 20.0, 0.5
 CEILING, PACKHORSE, REFERENCE = "client's ceiling", "Packhorse", "@tus/server"
 
 
@@ -73,6 +74,24 @@ def running(name: str, folder: Path, workers: int = 1) -> Iterator[Server]:
     finally:
         process.end()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle(server: Server) -> None:
+    """Wait until the server and its processes have begun: they answer first, and load the rest of themselves after."""
+    deadline, quiet_since, used = time.monotonic() + SETTLE_S, time.monotonic(), -1
+    while time.monotonic() < min(deadline, quiet_since + QUIET_S):
+        time.sleep(0.05)
+        now_used = sum(_cpu_ticks(pid) for pid in family(server.pid))
+        if now_used > used + 1:
+            quiet_since, used = time.monotonic(), now_used
+
+
+def _cpu_ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 @dataclass

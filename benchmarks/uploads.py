@@ -74,6 +74,7 @@ def _measure(
         for name in list(figures):
             try:
                 with servers.running(name, folder / f"{turn}", workers) as server:
+                    rows.warm_up(server)
                     figures[name].append(row.measure(server, scale))
             except NotImplementedError:
                 del figures[name]
