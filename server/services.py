@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import ip_address
 
 from aiohttp import web
 
@@ -136,7 +135,7 @@ def base_url_of(settings: Settings) -> Callable[[web.Request], str]:
         name = transport.get_extra_info("sockname") if transport is not None else None
         if name is None:
             return f"http://{settings.http.host}:{settings.http.port}"
-        host = f"[{name[0]}]" if ip_address(name[0]).version == 6 else name[0]
+        host = f"[{name[0]}]" if ":" in name[0] else name[0]  # RFC 3986 §3.2.2
         return f"http://{host}:{name[1]}"
 
     return base_url

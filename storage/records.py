@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NewType
 
 Sha256 = NewType("Sha256", str)
@@ -304,5 +305,13 @@ def now() -> datetime:
 
 def timestamp(moment: datetime | None = None) -> str:
     """RFC 3339 in UTC with milliseconds: sorts as text in order of time."""
-    text = (moment or now()).astimezone(UTC).isoformat(timespec="milliseconds")
+    if moment is None:
+        seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+        return f"{_to_the_second(seconds)}.{milliseconds:03d}Z"
+    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
     return text.removesuffix("+00:00") + "Z"
+
+
+@lru_cache(maxsize=4)
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")

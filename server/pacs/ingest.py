@@ -36,16 +36,14 @@ class Ingester:
         self, sha256: Sha256, size_bytes: int, origin: Origin, head: bytes | None = None
     ) -> Inspection:
         """Read the header and digest the data set; see Files."""
+        if head is not None and not origin.claims_dicom and not _is_dicom(head):
+            return self._other(sha256, size_bytes)  # told by its first bytes: the file need not be opened
         path = blob_path(self._blobs, origin.site, sha256)
         try:
-            read = None
-            if head is None or origin.claims_dicom or _is_dicom(head):
-                async with asyncio.timeout(INSPECT_S):
-                    read = await asyncio.to_thread(_read, path, origin.claims_dicom)
+            async with asyncio.timeout(INSPECT_S):
+                read = await asyncio.to_thread(_read, path, origin.claims_dicom)
             if read is None:
-                if not self._accept_other:
-                    raise SessionFailure("POLICY_REJECTED", "only DICOM is taken here")
-                return Inspection(sha256, size_bytes, None)
+                return self._other(sha256, size_bytes)
             header, digest = read
             same_as = await self._same_object(path, header, digest, origin.site)
         except TimeoutError as error:
@@ -55,6 +53,12 @@ class Ingester:
         except (ValueError, IndexError, KeyError) as error:
             raise DicomRejected("the header cannot be read") from error
         return Inspection(sha256, size_bytes, header, digest, same_as)
+
+    def _other(self, sha256: Sha256, size_bytes: int) -> Inspection:
+        """What is no DICOM, and does not claim to be. SessionFailure where only DICOM is taken."""
+        if not self._accept_other:
+            raise SessionFailure("POLICY_REJECTED", "only DICOM is taken here")
+        return Inspection(sha256, size_bytes, None)
 
     async def _same_object(self, path: Path, header: Header, digest: Sha256, site: str) -> int | None:
         """The image that this object is already, encoded otherwise (contract §6): compared decoded, lossless only."""

@@ -51,6 +51,7 @@ class Intake:
         self, store: Store, completion: Completion, name_order: creation.NameOrder, settings: IntakeSettings
     ) -> None:
         self._store = store
+        self._measures = store.blobs if isinstance(store.blobs, Measures) else None
         self._completion = completion
         self._name_order = name_order
         self._settings = settings
@@ -152,7 +153,7 @@ class Intake:
 
     async def _room_bytes(self) -> int | None:
         """What the store can still take, in bytes; None where it cannot tell."""
-        return await self._store.blobs.room_bytes() if isinstance(self._store.blobs, Measures) else None
+        return await self._measures.room_bytes() if self._measures is not None else None
 
     def _check_size(self, size_bytes: int, room_bytes: int | None) -> None:
         if size_bytes > self._settings.max_size_bytes:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import format_datetime
+from wsgiref.handlers import format_date_time
 
 from server.errors import RequestError
 from server.tus.checksum import ALGORITHMS
@@ -130,4 +130,4 @@ def parse_checksum(text: str) -> ChecksumClaim:
 
 def format_expires(moment: str) -> str:
     """Upload-Expires from RFC 3339 text, as an HTTP date (expiration, Upload-Expires)."""
-    return format_datetime(datetime.fromisoformat(moment), usegmt=True)
+    return format_date_time(datetime.fromisoformat(moment).timestamp())
