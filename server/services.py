@@ -28,11 +28,11 @@ from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.readback import Readback
 from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
-from server.tus.body import Pace
 from server.tus.expiry import ExpirySweeper
 from server.tus.handlers import TusHandlers
 from server.tus.links import Links
 from server.tus.locks import MachineLocks, UploadLocks
+from server.tus.pace import Pace
 from server.tus.resource import FilesResource
 from server.tus.rufh_handlers import RufhHandlers
 from server.tus.upkeep import Upkeep
