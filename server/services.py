@@ -8,7 +8,6 @@ from ipaddress import ip_address
 from aiohttp import web
 
 from server.auth import Authenticator
-from server.config import Settings, peer_networks
 from server.connections import Connections
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
@@ -28,6 +27,7 @@ from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.readback import Readback
 from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
+from server.settings import Settings, peer_networks
 from server.tus.expiry import ExpirySweeper
 from server.tus.handlers import TusHandlers
 from server.tus.links import Links
