@@ -29,6 +29,7 @@ from server.identifiers import parse_id
 from server.logs import log_to_stderr
 from server.processes import serve_in_processes
 from server.sessions import receipts
+from server.settings import Settings
 from server.supervisor import ALL, Kind
 from server.supervisor import serve as serve_forever
 from server.webhooks.service import Webhook, post
@@ -95,7 +96,7 @@ def serve(
     for warning in config.warnings_of(settings):
         log.warning("configuration.warning", detail=warning)
 
-    def reread() -> config.Settings:
+    def reread() -> Settings:
         return config.load(config_file)
 
     kinds = _kinds(only)
@@ -240,7 +241,7 @@ def webhook_test(
     raise typer.Exit(0 if 200 <= status < 300 else 1)
 
 
-def _verified(settings: config.Settings, path: Path) -> dict[str, Any]:  # the claims of a receipt
+def _verified(settings: Settings, path: Path) -> dict[str, Any]:  # the claims of a receipt
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -252,7 +253,7 @@ def _verified(settings: config.Settings, path: Path) -> dict[str, Any]:  # the c
     return receipts.verify(text, _with_store(settings, work))
 
 
-def _with_store(settings: config.Settings, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+def _with_store(settings: Settings, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
     """Run `work` on the store beside a running server; the database is made when there is none."""
     backends.migrate(settings.database_path)
 

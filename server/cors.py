@@ -12,9 +12,9 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
-from server.config import is_loopback
 from server.errors import RequestError
 from server.middleware import Handler
+from server.settings import is_loopback
 
 log = structlog.get_logger()
 MOST_TOLD = 100

@@ -10,10 +10,10 @@ from pathlib import Path
 import structlog
 
 from server.auth import Role, new_token
-from server.config import Settings
 from server.errors import AppError
 from server.services import Services, wire
 from server.sessions.receipts import open_signer
+from server.settings import Settings
 from server.worker import Tasks
 from storage import tokens
 from storage.backends import migrate, open_store

@@ -18,8 +18,8 @@ from typing import Any
 
 import structlog
 
-from server.config import Settings
 from server.lifecycle import StartFailed, open_services, sole_server
+from server.settings import Settings
 from server.supervisor import ALL, GRACE_S, Kind, Running, announce, prepare, reread_on_hangup, stop_signal
 
 log = structlog.get_logger()

@@ -7,7 +7,6 @@ from datetime import timedelta
 from aiohttp import web
 
 from server.auth import Authenticator
-from server.config import Settings, peer_networks
 from server.connections import Connections
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
@@ -27,11 +26,12 @@ from server.sessions.intake import Intake, IntakeSettings
 from server.sessions.readback import Readback
 from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
-from server.tus.body import Pace
+from server.settings import Settings, peer_networks
 from server.tus.expiry import ExpirySweeper
 from server.tus.handlers import TusHandlers
 from server.tus.links import Links
 from server.tus.locks import MachineLocks, UploadLocks
+from server.tus.pace import Pace
 from server.tus.resource import FilesResource
 from server.tus.rufh_handlers import RufhHandlers
 from server.tus.upkeep import Upkeep

@@ -13,11 +13,11 @@ import structlog
 from aiohttp import web
 
 from server.app import create_app
-from server.config import Settings
 from server.errors import ConfigurationError
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
 from server.services import Services
 from server.sessions.service import IDEMPOTENCY_KEPT
+from server.settings import Settings
 from server.worker import Tasks, every
 from storage import jobs, sessions
 from storage.records import now, timestamp

@@ -8,8 +8,9 @@ from server.errors import AppError, RequestError
 from server.middleware import problem
 from server.tus import protocol
 from server.tus.answers import check_plain_body, failure_headers, progress_of, state_of, told_in_failures, with_verdict
-from server.tus.body import Pace, UploadBody
+from server.tus.body import UploadBody
 from server.tus.links import Links
+from server.tus.pace import Pace
 from server.tus.protocol import ChecksumClaim
 from server.tus.receiving import Terms
 from server.tus.representation import parse_coding

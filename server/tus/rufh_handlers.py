@@ -18,9 +18,10 @@ from server.tus.answers import (
     told_in_failures,
     with_verdict,
 )
-from server.tus.body import Pace, UploadBody
+from server.tus.body import UploadBody
 from server.tus.interim import UPLOAD_RESUMPTION, interim
 from server.tus.links import Links
+from server.tus.pace import Pace
 from server.tus.receiving import Terms
 from server.tus.representation import parse_coding
 from server.tus.uploads import Patched, Uploads

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs import filesystem
+from storage.blobs import linking
 from storage.blobs.base import (
     HEAD_BYTES,
     BlobStore,
@@ -125,7 +125,7 @@ async def test_a_blob_that_cannot_be_read_is_replaced_by_good_bytes(
         raise OSError(errno.EIO, "a bad sector")
 
     with monkeypatch.context() as patched:
-        patched.setattr(filesystem, "_digest_of", broken)
+        patched.setattr(linking, "digest_of", broken)
         blob = await blobs.seal(again, None)
     assert not blob.existed and await content(blobs, blob.key) == b"abc"
 

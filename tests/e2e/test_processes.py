@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from server import config, processes
+from server import processes
 from server.lifecycle import StartFailed
+from server.settings import Settings
 from server.supervisor import Kind
 from tests.server import ROOT, Server, create, patch, sha256, upload_url
 from tests.support import eventually, free_port
@@ -119,7 +120,7 @@ def test_only_what_is_asked_for_is_served(tmp_path: Path, only: str, http: bool,
 
 async def test_a_process_that_is_never_ready_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "START_S", 0.05)
-    settings = config.Settings()
+    settings = Settings()
     asked = {"settings": settings.model_dump(mode="json"), "base": str(tmp_path), "http_port": free_port()}
     with (tmp_path / "lock").open("w") as lock:
         supervisor = processes._Supervisor(asked, lock.fileno())

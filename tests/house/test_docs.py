@@ -13,6 +13,7 @@ from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES
 from server.orders.handlers import OrderHandlers
 from server.pacs.handlers import ImageHandlers
 from server.sessions.handlers import SessionHandlers
+from server.settings import Settings
 from server.tus.resource import FilesResource
 from server.webhooks.handlers import WebhookHandlers
 
@@ -34,7 +35,7 @@ def settings(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
 
 def test_the_example_documents_every_setting_with_its_default() -> None:
     documented = tomllib.loads(EXAMPLE)
-    for key, default in settings(config.Settings).items():
+    for key, default in settings(Settings).items():
         table, _, name = key.rpartition(".")
         if key == "dicom.require_known_peers":
             continue  # it has no default of its own
