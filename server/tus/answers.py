@@ -9,11 +9,11 @@ from aiohttp import hdrs, web
 
 from server.admission import Verdict
 from server.auth import Principal
-from server.errors import AppError, RequestError
+from server.errors import AppError, RequestError, SessionFailure
 from server.middleware import as_app_error, problem
 from server.tus import protocol, rufh
 from storage.errors import StorageError
-from storage.records import UploadRecord, UploadState, now
+from storage.records import Status, UploadRecord, UploadState, now
 
 
 def is_complete(upload: UploadRecord, offset: int) -> bool:
@@ -77,7 +77,7 @@ def told_in_failures(url: str) -> Iterator[None]:
     """A creation that fails after its upload was made tells where that is: what arrived is kept there."""
     try:
         yield
-    except (RequestError, StorageError) as error:
+    except (RequestError, SessionFailure, StorageError) as error:
         known = as_app_error(error)
         known.members.setdefault("upload_url", url)
         raise known from error
@@ -85,7 +85,9 @@ def told_in_failures(url: str) -> Iterator[None]:
 
 def failure_headers(error: AppError) -> dict[str, str]:
     """Fields that go with a failure in either protocol."""
-    headers = {}
+    headers: dict[str, str] = {}
+    if isinstance(error, SessionFailure):
+        headers[protocol.PACKHORSE_STATUS] = Status.FAILED
     if "upload_offset" in error.members:
         headers[protocol.UPLOAD_OFFSET] = str(error.members["upload_offset"])
     if "upload_url" in error.members:

@@ -17,6 +17,7 @@ from storage.store import Store
 
 DECODERS = 2
 """How many representations are decoded at once: each holds a window and a batch, and a core."""
+AGAIN = "what came is not the file that was declared: send it again from 0"
 
 
 class Finisher:
@@ -80,7 +81,7 @@ class Finisher:
                     raise SessionFailure("SIZE_MISMATCH", f"{size} bytes came, {standing.file_size} were declared")
             return await self._store.blobs.seal(plain, expected, last)
         except DigestMismatch:
-            raise SessionFailure("CHECKSUM_MISMATCH") from None
+            raise SessionFailure("CHECKSUM_MISMATCH", AGAIN) from None
         finally:
             if plain != key:
                 await self._store.blobs.delete(plain)
@@ -94,7 +95,7 @@ class Finisher:
         async for _chunk in digest.over(self._store.blobs.read(key)):
             continue
         if not hmac.compare_digest(digest.digest().hex(), wanted):
-            raise SessionFailure("CHECKSUM_MISMATCH")
+            raise SessionFailure("CHECKSUM_MISMATCH", AGAIN)
 
     async def verdict(self, seen: Seen, peer: str | None) -> Verdict | None:
         """What became of a finished upload; ingest is begun again where it had not ended."""

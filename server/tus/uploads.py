@@ -160,22 +160,21 @@ class Uploads:
     ) -> Patched:
         """Append the body at `offset`; every byte that arrived is kept, also when the client leaves."""
 
-        def fits(upload: UploadRecord) -> None:
+        async def fits(upload: UploadRecord, is_wrong: Callable[[int], bool]) -> int:
             if upload.is_final:
                 raise RequestError("final_upload")
+            # the offset first: a client that is told of it can go on, whatever else is wrong with this body
+            if is_wrong(stored := await self.offset(upload)):
+                raise _wrong_offset(offset, stored)
             check(upload)
+            return stored
 
         async def worth_evicting(upload: UploadRecord) -> None:
-            fits(upload)
             # only what is surely wrong: a running writer may still bring the bytes in between
-            if offset < (stored := await self.offset(upload)):
-                raise _wrong_offset(offset, stored)
+            await fits(upload, lambda stored: offset < stored)
 
         async with self._held(upload_id, who, body.stop, reading=False, check=worth_evicting) as seen:
-            fits(seen.upload)
-            stored = await self.offset(seen.upload)
-            if offset != stored:
-                raise _wrong_offset(offset, stored)
+            stored = await fits(seen.upload, lambda stored: offset != stored)
             if seen.upload.state is UploadState.FINISHED:
                 return await self._finished_again(seen, body, terms)
             return await self._append(seen, stored, body, terms)

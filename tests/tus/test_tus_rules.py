@@ -332,6 +332,21 @@ def test_a_creation_that_fails_tells_where_the_upload_is(shared_server: Server) 
     assert patch(shared_server, url, b"abc").headers["Packhorse-Status"] == "SYNCED"
 
 
+def test_a_creation_whose_whole_is_not_what_was_declared_tells_the_verdict(shared_server: Server) -> None:
+    declared = upload_metadata(filename="a.bin", checksum_sha256=sha256(uuid.uuid4().bytes))
+    answer = shared_server.tus(
+        "POST", "/files", b"abc", Upload_Length="3", Content_Type=OFFSET_TYPE, Upload_Metadata=declared)
+    assert (answer.status_code, answer.headers["Packhorse-Status"]) == (460, "FAILED")
+    assert "again from 0" in answer.json()["detail"]
+    assert shared_server.tus("HEAD", answer.headers["Location"]).status_code == 410
+
+
+def test_a_wrong_offset_is_told_as_such_also_when_the_body_would_not_fit_there(shared_server: Server) -> None:
+    url = made(shared_server, 10)
+    answer = patch(shared_server, url, bytes(10), 5)
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "0")
+
+
 # --- a finished upload as a file ------------------------------------------------------------------------
 
 
