@@ -85,13 +85,13 @@ Unit = Callable[[Connection], None]
 
 
 class UploadPolicy(Protocol):
-    """Asked by the upload protocols, answered by the sessions. Raises AppError only.
+    """Asked by the upload protocols, answered by the sessions. Raises AppError, and storage.errors where it says so.
 
-    Methods that take a Connection are units of work, which the caller runs.
+    Methods that take a Connection are units of work, which the caller runs. Every other one may raise StorageIO.
     """
 
     async def admit(self, new: NewUpload, who: Principal) -> Admission:
-        """Make or find session and upload row, in one transaction. RequestError."""
+        """Make or find session and upload row, in one transaction. RequestError; Conflict when a session moved on."""
         ...
 
     async def admit_whole(
@@ -123,7 +123,10 @@ class UploadPolicy(Protocol):
         ...
 
     def sized(self, tx: Connection, upload: UploadRecord, length_bytes: int) -> None:
-        """The length that was deferred is known now. RequestError `file_too_large`; Conflict when it has another."""
+        """The length that was deferred is known now.
+
+        RequestError `file_too_large`, `inconsistent_upload_length`; Conflict when the upload has another length.
+        """
         ...
 
     def check_claim(self, tx: Connection, upload: UploadRecord, size_bytes: int) -> None:
@@ -136,7 +139,7 @@ class UploadPolicy(Protocol):
         """Note the finish and file the content. None when the verdict takes longer. Idempotent.
 
         `session` is that of the upload's standing. `first` runs in the transaction that notes the finish of an open
-        upload, before it.
+        upload, before it. Conflict when the session moved on; NotFound when clean-up took the sealed bytes.
         """
         ...
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from server.errors import AppError
 from storage import jobs
 from storage.errors import StorageError
 from storage.records import JobRecord
@@ -50,10 +51,12 @@ class Tasks:
             except asyncio.CancelledError:
                 future.cancel()
                 raise
-            except Exception as error:  # noqa: BLE001 - the rim of the task: its failure is its awaiter's
+            except Exception as error:  # the rim of the task: its failure is its awaiter's
                 if not future.done():
                     future.set_exception(error)
-                    future.exception()  # nobody may be waiting any more: the failure was logged where it arose
+                    future.exception()  # nobody may be waiting any more
+                if not isinstance(error, AppError | StorageError):
+                    log.exception("task.failed", name=name)
             else:
                 if not future.done():
                     future.set_result(result)

@@ -31,8 +31,10 @@ def limit_of(upload: UploadRecord | None, max_size_bytes: int) -> dict[str, str]
 
 def progress_of(upload: UploadRecord, offset: int) -> dict[str, str]:
     """Where an upload stands, in both protocols' words."""
-    headers = {protocol.UPLOAD_OFFSET: str(offset),
-               rufh.UPLOAD_COMPLETE: rufh.format_boolean(is_complete(upload, offset))}
+    headers = {rufh.UPLOAD_COMPLETE: rufh.format_boolean(is_complete(upload, offset))}
+    if not upload.is_final or upload.state is UploadState.FINISHED:
+        # SHOULD NOT be told of a final upload before its parts are joined (tus, concatenation)
+        headers[protocol.UPLOAD_OFFSET] = str(offset)
     if upload.state is UploadState.OPEN:
         headers[protocol.UPLOAD_EXPIRES] = protocol.format_expires(upload.expires_at)
     return headers
@@ -49,8 +51,6 @@ def state_of(upload: UploadRecord, offset: int, max_size_bytes: int, who: Princi
         headers[protocol.UPLOAD_METADATA] = upload.upload_metadata
     if upload.upload_concat is not None:
         headers[protocol.UPLOAD_CONCAT] = upload.upload_concat
-    if upload.is_final and upload.state is not UploadState.FINISHED:
-        del headers[protocol.UPLOAD_OFFSET]  # MUST NOT before its parts are joined (concatenation)
     return headers
 
 

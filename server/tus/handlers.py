@@ -15,7 +15,7 @@ from server.tus.protocol import ChecksumClaim
 from server.tus.receiving import Terms
 from server.tus.representation import parse_coding
 from server.tus.uploads import Patched, Uploads
-from storage.records import UploadRecord, UploadState
+from storage.records import UploadRecord
 
 
 class TusHandlers:
@@ -66,10 +66,7 @@ class TusHandlers:
             upload, offset = patched.upload, patched.offset
         elif admission.created:
             offset = upload.offset_bytes
-        headers = progress_of(upload, offset)
-        if upload.is_final and upload.state is not UploadState.FINISHED and patched and patched.verdict is None:
-            del headers[protocol.UPLOAD_OFFSET]
-        response = with_verdict(patched.verdict if patched else None, 201, headers)
+        response = with_verdict(patched.verdict if patched else None, 201, progress_of(upload, offset))
         response.headers[hdrs.LOCATION] = self._links.upload_url(request, upload.upload_id)
         if has_body and (not admission.created or (upload.offset_bytes and patched is None)):
             response.force_close()  # the body is not read: its upload was there before

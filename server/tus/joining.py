@@ -51,7 +51,9 @@ class Joiner:
             # its row may lag behind its bytes: a crash may have come between them
             if part.length_bytes is None or await self._store.held_bytes(part) != part.length_bytes:
                 return None
-        length = sum(part.length_bytes or 0 for part in parts)
+        length, declared = sum(part.length_bytes or 0 for part in parts), self._rows.look(final).standing.file_size
+        if final.content_encoding is None and declared not in (None, length):
+            raise SessionFailure("SIZE_MISMATCH", f"the parts hold {length} bytes, {declared} were declared")
         await self._store.blobs.delete(key)
         try:
             await self._policy.check_room(length)  # of a part that deferred its length nothing was known before

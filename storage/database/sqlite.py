@@ -209,6 +209,7 @@ class SqliteDatabase:
             reason = translate(error)
             if not isinstance(reason, StorageError):
                 reason = StorageIO(str(error))
+            reason.__cause__ = error
             for unit in running:
                 unit.failure = unit.failure or reason
         for loop in {unit.loop for unit in running}:

@@ -227,6 +227,20 @@ def test_a_sum_of_parts_that_is_too_large_writes_nothing_and_fails_the_session(t
         server.stop()
 
 
+def test_parts_that_are_not_the_file_of_their_session_fail_it_and_are_joined_no_more(shared_server: Server) -> None:
+    session_id = str(uuid.uuid4())
+    body = {"session_id": session_id, "file_name": "whole.bin", "file_size": 10, "checksum_sha256": sha256(b"x")}
+    assert shared_server.api("POST", "/upload-sessions/create_session/", body).status_code == 201
+    assert shared_server.api("POST", f"/upload-sessions/{session_id}/upload_metadata/", {}).status_code == 200
+    late = str(begin(shared_server, Upload_Concat="partial", Upload_Defer_Length="1").headers["Location"])
+    final = join(shared_server, part(shared_server, b"abc"), late, session_id=session_id)
+    assert final.status_code == 201, final.text
+    patch(shared_server, late, b"de", Upload_Length="2")
+    state = shared_server.api("GET", f"/upload-sessions/{session_id}/").json()
+    assert (state["status"], state["error_code"]) == ("FAILED", "SIZE_MISMATCH")
+    assert shared_server.tus("HEAD", final.headers["Location"]).status_code == 410
+
+
 def test_a_final_upload_whose_part_is_deleted_fails_its_session(shared_server: Server) -> None:
     urls = [part(shared_server, b"abc"), part(shared_server, b"", of=3)]
     session_id = str(uuid.uuid4())
