@@ -1,4 +1,4 @@
-"""The session calls of the seed and of contract §4, one method each. Moves are made in moves.py and creation.py."""
+"""The session calls (contract §4), one method each. Moves are made in moves.py and creation.py."""
 
 import hashlib
 from collections.abc import Callable

@@ -147,3 +147,15 @@ def test_each_file_says_what_it_owns_and_packages_hold_a_docstring_only() -> Non
         assert text.startswith('"""'), path
         if path.name == "__init__.py":
             assert len(text.strip().splitlines()) == 1, path
+
+
+def test_every_section_of_the_contract_that_code_cites_is_there() -> None:
+    headings = set(re.findall(r"^## (\d+) ", (ROOT / "docs" / "contract.md").read_text(), re.MULTILINE))
+    cited = {
+        number
+        for room in ("server", "storage", "tests", "docs")
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".md") and "node_modules" not in path.parts
+        for number in re.findall(r"contract §(\d+)", path.read_text())
+    }
+    assert cited and cited <= headings
