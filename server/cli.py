@@ -4,19 +4,22 @@ Exit status: 0 done, 1 it failed, 2 the configuration is unusable. The other com
 """
 
 import signal
+import sqlite3
 import sys
 from typing import Annotated
 
 import structlog
 import typer
 import uvloop
+from sqlalchemy.exc import DBAPIError
 
 from server import config
 from server.app import VERSION
 from server.commands import checks, tokens, webhook
-from server.commands.terminal import ConfigOption, errors, out
+from server.commands.terminal import ConfigOption, errors, make_private, out
 from server.errors import AppError, ConfigurationError
 from server.logs import log_to_stderr
+from server.privacy import own_alone
 from server.processes import serve_in_processes
 from server.settings import Settings
 from server.supervisor import ALL, Kind
@@ -35,6 +38,7 @@ for name, group in (("config", config_app), ("token", tokens.app), ("audit", che
 
 def main() -> None:
     """The console script."""
+    own_alone()
     try:
         app()
     except ConfigurationError as error:
@@ -42,6 +46,14 @@ def main() -> None:
         sys.exit(2)
     except (AppError, StorageError) as error:
         errors.print(f"packhorse: {error}")
+        sys.exit(1)
+    except (sqlite3.Error, DBAPIError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        errors.print(f"packhorse: the database cannot be used: {cause}")
+        sys.exit(1)
+    except OSError as error:  # the disk, the network, a right that is missing: nobody needs our stack for it
+        where = f": {error.filename}" if error.filename else ""
+        errors.print(f"packhorse: {error.strerror or error}{where}")
         sys.exit(1)
 
 
@@ -67,8 +79,8 @@ def serve(
     """Serve in the foreground until SIGTERM."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heeded
     settings = config.load(config_file)
+    config.check_places(settings)
     log_to_stderr()
-
     for warning in config.warnings_of(settings):
         log.warning("configuration.warning", detail=warning)
 
@@ -98,10 +110,12 @@ def migrate(
 ) -> None:
     """Bring the database to the newest revision, after a copy."""
     settings = config.load(config_file)
+    config.check_places(settings)
     present, newest = backends.revisions(settings.database_path)
     if check:
         out.print(f"database {present or 'none'}, newest {newest}")
         raise typer.Exit(0 if present == newest else 1)
+    make_private(settings)
     copy = backends.migrate(settings.database_path)
     out.print(f"the database is at {newest}" + (f"; the copy from before is {copy}" if copy else ""))
 
@@ -110,6 +124,7 @@ def migrate(
 def config_check(config_file: ConfigOption = None) -> None:
     """Tell whether the configuration is usable."""
     settings = config.load(config_file)
+    config.check_places(settings)
     for warning in config.warnings_of(settings):
         errors.print(f"warning: {warning}")
     out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")

@@ -56,6 +56,32 @@ def warnings_of(settings: Settings) -> list[str]:
             for one in settings.webhooks if not one.secret]
 
 
+def check_places(settings: Settings) -> None:
+    """Whether data can be kept where the settings say, as far as can be told without making anything.
+
+    ConfigurationError.
+    """
+    places = {"storage.database": settings.data_path, "storage.blobs": settings.blobs_path}
+    for key, wanted in places.items():
+        folder = next((one for one in (wanted, *wanted.parents) if _is_there(one)), Path("/"))
+        if not folder.is_dir():
+            raise ConfigurationError(f"{key}: {folder} is a file, where a folder is needed")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigurationError(f"{key}: this user may not write into {folder}")
+    database = settings.database_path
+    if database.is_dir():
+        raise ConfigurationError(f"storage.database: {database} is a folder, where a file is needed")
+    if database.exists() and not os.access(database, os.R_OK | os.W_OK):
+        raise ConfigurationError(f"storage.database: this user may not read and write {database}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder above may not be looked into
+        return False
+
+
 def _check_environment() -> None:
     """A misspelt override must not be passed over in silence."""
     prefix = Settings.model_config["env_prefix"]

@@ -8,6 +8,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from server.config import check_places
+from server.errors import AppError
+from server.privacy import keep_private
 from server.settings import Settings
 from storage import backends
 from storage.store import Store
@@ -18,9 +21,28 @@ out = Console(soft_wrap=True, highlight=False, markup=False)
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The TOML file; else ./packhorse.toml.")]
 
 
-def with_store(settings: Settings, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-    """Run `work` on the store beside a running server; the database is made when there is none."""
-    backends.migrate(settings.database_path)
+def make_private(settings: Settings) -> None:
+    """Keep the data from other users of the machine; say where that is not in our power."""
+    for path in keep_private(settings):
+        errors.print(f"warning: others on this machine may read {path}, which belongs to another user")
+
+
+def with_store(settings: Settings, work: Callable[[Store], Coroutine[Any, Any, T]], *, makes: bool = False) -> T:
+    """Run `work` on the store beside a running server.
+
+    AppError where there is no database; with `makes` one is made then, and its path told on stderr.
+    """
+    path = settings.database_path
+    if not makes and not path.exists():
+        raise _missing(path, "is not there")
+    check_places(settings)
+    is_new = backends.revisions(path)[0] is None
+    if is_new and not makes:
+        raise _missing(path, "holds nothing of Packhorse")
+    make_private(settings)
+    backends.migrate(path)
+    if is_new:
+        errors.print(f"a new database was made: {path}")
 
     async def run() -> T:
         store = backends.open_store(settings.database_path, settings.blobs_path)
@@ -29,4 +51,10 @@ def with_store(settings: Settings, work: Callable[[Store], Coroutine[Any, Any, T
         finally:
             await store.close()
 
-    return asyncio.run(run())
+    with backends.naming(path):
+        return asyncio.run(run())
+
+
+def _missing(path: Path, what: str) -> AppError:
+    return AppError(
+        f"the database {path} {what}: name the server's configuration with --config, or run this in its folder")

@@ -46,7 +46,7 @@ def create(
     async def work(store: Store) -> None:
         await store.write(unit)
 
-    with_store(settings, work)
+    with_store(settings, work, makes=True)
     print(text)  # noqa: T201 - alone on stdout, for scripts
 
 

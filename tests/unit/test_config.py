@@ -1,15 +1,13 @@
 """Bad configuration: one clear message that names the key, exit 2, and nothing was started or made."""
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from server import config
 from server.errors import ConfigurationError
-from tests.server import ROOT, Server
+from tests.server import Server, packhorse
 
 BAD = [
     ("[http]\nprot = 1", "http.prot"),
@@ -101,34 +99,23 @@ def test_a_bad_variable_of_the_environment_is_named(
     assert key in refusal.value.detail and "\n" not in refusal.value.detail
 
 
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment},
-    )
-
-
 def test_the_command_exits_2_and_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "packhorse.toml").write_text("[http]\nprot = 1")
-    answer = run(tmp_path, "serve")
+    answer = packhorse(tmp_path, "serve")
     assert (answer.returncode, answer.stderr.strip()) == (2, "configuration: http.prot: there is no such setting")
     assert not (tmp_path / "data").exists()
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
-    answer = run(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="9123")
+    answer = packhorse(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="9123")
     assert "127.0.0.1:9123" in answer.stdout
-    assert run(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="x").returncode == 2
-    misspelt = run(tmp_path, "config", "check", PACKHORSE__HTP__PORT="9123")
+    assert packhorse(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="x").returncode == 2
+    misspelt = packhorse(tmp_path, "config", "check", PACKHORSE__HTP__PORT="9123")
     assert misspelt.returncode == 2 and "PACKHORSE__HTP__PORT" in misspelt.stderr
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    answer = run(tmp_path, "serve", "--config", "nowhere.toml")
+    answer = packhorse(tmp_path, "serve", "--config", "nowhere.toml")
     assert answer.returncode == 2 and "nowhere.toml" in answer.stderr
 
 
@@ -141,7 +128,7 @@ def test_a_busy_port_exits_1_naming_it(tmp_path: Path, key: str) -> None:
         (tmp_path / "packhorse.toml").write_text(
             f"[http]\nport = {ports['http.port']}\n[dicom]\nport = {ports['dicom.port']}\n"
         )
-        answer = run(tmp_path, "serve")
+        answer = packhorse(tmp_path, "serve")
         assert answer.returncode == 1 and key in answer.stderr and ports[key] in answer.stderr
         assert "Traceback" not in answer.stderr
 
