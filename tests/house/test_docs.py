@@ -109,7 +109,9 @@ def test_every_command_is_documented() -> None:
         assert command.callback is not None
         assert f"packhorse {command.name or command.callback.__name__}" in page
     for group in app.registered_groups:
-        assert f"packhorse {group.name} " in page
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert f"packhorse {group.name} {command.name}" in page
 
 
 @pytest.mark.parametrize("page", ["tus-conformance.md", "rufh-conformance.md", "dicom-conformance.md"])
