@@ -68,8 +68,10 @@ def receipt_verify(
 def _verified(settings: Settings, path: Path) -> dict[str, Any]:  # the claims of a receipt
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AppError(f"{path} cannot be read") from error
+    except OSError as error:
+        raise AppError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise AppError(f"{path}: this is no receipt, for it is no text") from error
 
     async def work(store: Store) -> list[dict[str, Any]]:
         return await store.read(tokens.keys)

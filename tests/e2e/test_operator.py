@@ -1,16 +1,19 @@
 """What a person at the command line meets: whom the data is kept from, the wrong folder, a database that is no use."""
 
+import json
 import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from storage.backends import migrate
-from tests.server import Server, create, packhorse, patch, upload_url
+from tests.server import ROOT, Server, create, packhorse, patch, upload_url
 
 
 def mode(path: Path) -> int:
@@ -148,3 +151,56 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, words: tup
     tmp_path.chmod(0o500)
     told = packhorse(tmp_path, *words)
     assert told.returncode in (1, 2) and str(tmp_path) in told.stderr and "Traceback" not in told.stderr
+
+
+# --- receipts ---------------------------------------------------------------------------------------------
+
+
+def test_a_receipt_is_told_from_a_changed_one_a_strangers_and_none(tmp_path: Path, ct: bytes) -> None:
+    answers = []
+    for name in ("ours", "theirs"):
+        server = Server(tmp_path / name).start()
+        session = create(server, ct)
+        patch(server, upload_url(server, session["session_id"]), ct)
+        answers.append(server.api("GET", f"/upload-sessions/{session['session_id']}/receipt/"))
+        assert server.stop() == 0
+    ours, theirs = (answer.json()["receipt"] for answer in answers)
+    head, claims, signature = ours.split(".")
+
+    def told(text: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "r.json").write_text(text)
+        return packhorse(tmp_path / "ours", "receipt", "verify", "../r.json")
+
+    for genuine in (ours, answers[0].text, json.dumps(ours), f"\n{ours}\n"):
+        answer = told(genuine)
+        assert answer.returncode == 0 and json.loads(answer.stdout)["session_id"], answer.stderr
+    changed = f"{head}.{claims[:-2]}AA.{signature}"
+    no_kid = "eyJhbGciOiJFZDI1NTE5In0.e30.AA"
+    refused = {"not genuine": [changed, f"{head}.{claims}.AA"], "another server": [theirs, answers[1].text]}
+    refused["this is no receipt"] = ["", "a letter", "{}", '{"receipt": 1}', no_kid, "[1]", "{" * 100_000]
+    for words, texts in refused.items():
+        for text in texts:
+            answer = told(text)
+            assert answer.returncode == 1 and words in answer.stderr and not answer.stdout, (words, answer.stderr)
+            assert len(answer.stderr.splitlines()) == 1 and not answer.stderr.rstrip().endswith(":")
+    checked = packhorse(tmp_path / "ours", "audit", "verify", "--receipt", "../r.json")
+    assert checked.returncode == 1 and "this is no receipt" in checked.stderr
+
+
+# --- where the admin token is -----------------------------------------------------------------------------
+
+
+def test_no_token_is_promised_where_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "packhorse.toml").write_text("[http]\nport = 0\n[dicom]\nport = 0\n")
+    assert packhorse(tmp_path, "token", "create", "--role", "uploader").returncode == 0
+    words = [sys.executable, "-m", "server", "serve", "--config", str(tmp_path / "packhorse.toml")]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while not lines or "admin token" not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1], lines
+        process.terminate()
+        process.communicate(timeout=20)
+    assert "no admin token" in lines[-1] and "packhorse token create --role admin" in lines[-1]
+    assert not (tmp_path / "data" / "admin-token").exists()
