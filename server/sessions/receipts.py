@@ -84,7 +84,7 @@ def verify(receipt: str, public_jwks: list[dict[str, Any]]) -> dict[str, Any]:
         signed = jws.deserialize_compact(text, KeySet.import_key_set({"keys": public_jwks}), ALGORITHMS)
         claims = json.loads(signed.payload)
     except (JoseError, ValueError, KeyError) as error:
-        raise RequestError("bad_request", "this receipt is not genuine: its signature is not that of its text") from error
+        raise RequestError("bad_request", "this receipt is not genuine: the signature is of another text") from error
     if not isinstance(claims, dict):
         raise RequestError("bad_request", "this receipt does not hold an object")
     return claims

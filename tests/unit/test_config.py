@@ -62,8 +62,69 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, key: str) -> None:
 def test_a_kind_of_destination_that_has_not_landed_is_said_so_whatever_its_fields(tmp_path: Path) -> None:
     path = tmp_path / "packhorse.toml"
     path.write_text("[[forward.destinations]]\nname = 'a'\nkind = 'stow'\nurl = 'https://x'")
-    with pytest.raises(ConfigurationError, match=r"forward\.destinations\.0: kind .*has not landed"):
+    with pytest.raises(ConfigurationError, match=r"forward\.destinations\.0: kind .*not available in this version"):
         config.load(path)
+
+
+WORDS = [
+    ("[[webhooks]]\nurl = 'emr'\nsecret = 'a'", "webhooks.0.url: must be http:// or https:// and a host"),
+    ("[[webhooks]]\nurl = 'http://h:99999/'\nsecret = 'a'", "webhooks.0.url: must be http:// or https:// and a host"),
+    ("[http]\nport = 'x'", "http.port: must be a whole number"),
+    ("[http]\nport = 70000", "http.port: must be at most 65535"),
+    ("[http]\nhost = ''", "http.host: is too short: the least is 1"),
+    ("http = 1", "http: must be a table"),
+    ("webhooks = 1", "webhooks: must be a list"),
+    ("[auth]\nmode = 'open'", "auth.mode: must be 'token' or 'none'"),
+    (
+        "[http]\ntrusted_proxies = ['the proxy']",
+        "http.trusted_proxies.0: must be an address or a network, such as 10.1.0.0/16",
+    ),
+    ("[http]\ntls_cert = 'x'", "http.tls_cert: this value is not available in this version"),
+    (
+        "[[forward.destinations]]\nname = 'a b'\nae_title = 'A'\nhost = 'h'\nport = 1",
+        "forward.destinations.0.name: must be 1 to 64 of A-Z a-z 0-9 . _ -",
+    ),
+    ("[[webhooks]]\nurl = 'https://x'", "webhooks.0.secret: is missing"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), WORDS, ids=[words.split(":")[0] for _, words in WORDS])
+def test_a_bad_setting_is_told_in_words_for_people(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "packhorse.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as refusal:
+        config.load(path)
+    assert refusal.value.detail == words
+
+
+def test_why_a_file_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b"# caf\xe9")
+    (tmp_path / "no.toml").write_text("not toml")
+    (tmp_path / "folder").mkdir()
+    for name, why in (("folder", "folder"), ("latin.toml", "not UTF-8"), ("no.toml", "not TOML"), ("no", "no file")):
+        with pytest.raises(ConfigurationError, match=why) as refusal:
+            config.load(tmp_path / name)
+        assert str(tmp_path / name) in refusal.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "is_warned"),
+    [
+        ("[http]\nhost = '0.0.0.0'", True),
+        ("[http]\nhost = '0.0.0.0'\ntrusted_proxies = ['10.0.0.1']", False),
+        ("", False),
+    ],
+)
+def test_tokens_in_clear_text_beyond_loopback_are_warned_of(tmp_path: Path, text: str, is_warned: bool) -> None:
+    (tmp_path / "packhorse.toml").write_text(text)
+    told = packhorse(tmp_path, "config", "check")
+    assert told.returncode == 0 and ("unencrypted" in told.stderr) is is_warned
+
+
+def test_a_variable_that_is_one_underscore_short_is_warned_of(tmp_path: Path) -> None:
+    told = packhorse(tmp_path, "config", "check", PACKHORSE_HTTP_PORT="9", PACKHORSE_EDGE_TOKEN="x")
+    assert told.returncode == 0 and "PACKHORSE_HTTP_PORT" in told.stderr and "EDGE" not in told.stderr
+    assert ":8080" in told.stdout
 
 
 def test_without_auth_a_listener_that_is_off_is_not_asked_for_its_address(tmp_path: Path) -> None:
