@@ -7,7 +7,7 @@ from aiohttp import web
 from server import middleware
 from server.auth import Principal, Role, principal_of
 from server.cors import CrossOrigin, of_this_machine_only
-from server.errors import REQUEST_ERRORS, SESSION_FAILURES, RequestError
+from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES, RequestError
 from server.health import readiness
 from server.proxies import behind_proxies
 from server.services import Services
@@ -78,7 +78,7 @@ class _Surface:
         meaning = REQUEST_ERRORS.get(code) or SESSION_FAILURES.get(code)
         if meaning is None:
             raise RequestError("not_found", "there is no such problem")
-        again = "The same request may succeed later." if meaning.retryable else "The same request will fail again."
+        again = _what_then(code, meaning.retryable)
         page = (f"<!doctype html><meta charset=utf-8><title>{html.escape(code)}</title>"
                 f"<h1>{html.escape(code)}</h1><p>{html.escape(meaning.title)}.<p>{again}")
         return web.Response(text=page, content_type="text/html")
@@ -92,3 +92,12 @@ class _Surface:
             "accepted_fields": {"create_session": list(CreateSession.model_fields)},
             "limits": {"max_size_bytes": uploads.max_size_bytes, "max_json_bytes": MAX_JSON_BYTES,
                        "expires_after_days": uploads.expires_after_days, "batch": 100}})
+
+
+def _what_then(code: str, is_retryable: bool) -> str:
+    if code not in SESSION_FAILURES:
+        return "The same request may succeed later." if is_retryable else "The same request will fail again."
+    if not is_retryable:
+        return "The session cannot be retried: what is to be sent needs a new session."
+    progress = "its upload starts from zero then" if code in RETRYABLE_FROM_ZERO else "what arrived is kept"
+    return f"The session failed: retry/ comes first, and {progress}."

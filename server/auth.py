@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 
+import structlog
 from aiohttp import web
 
 from server.errors import RequestError
@@ -14,6 +15,7 @@ from storage import audit, tokens
 from storage.records import DEFAULT_SITE, AuditEntry, TokenRecord, timestamp
 from storage.store import Store
 
+log = structlog.get_logger()
 PREFIX = "ph"
 REFUSAL_NOTED_S = 60.0
 KNOWN_S = 1.0
@@ -108,8 +110,10 @@ class Authenticator:
             return Bearer(ANONYMOUS, False)
         scheme, _, text = (authorization or "").partition(" ")
         parts = text.strip().split("_", 2)
-        if scheme.lower() != "bearer" or len(parts) != 3 or parts[0] != PREFIX:
+        if scheme.lower() != "bearer" or not text.strip():
             raise RequestError("unauthorized", "send the header Authorization: Bearer with a token")
+        if len(parts) != 3 or parts[0] != PREFIX:
+            raise RequestError("unauthorized", f"this is not a Packhorse token: those begin with {PREFIX}_")
         record = await self._find(parts[1])
         if record is None or not hmac.compare_digest(record.secret_sha256, _hash(parts[2])) or record.revoked_at:
             raise RequestError("unauthorized", "the token is not known, or was revoked")
@@ -130,13 +134,14 @@ class Authenticator:
         return record
 
     async def note_refusal(self, peer: str | None, why: str) -> None:
-        """Audit a refused login (contract §9): one row per address and minute, so that guessing fills no disk."""
+        """Audit and log a refused login (contract §9): once per address and minute, so that guessing fills no disk."""
         moment = time.monotonic()
         if moment - self._noted.get(peer, -REFUSAL_NOTED_S) < REFUSAL_NOTED_S:
             return
         if len(self._noted) > 10_000:
             self._noted.clear()
         self._noted[peer] = moment
+        log.warning("login.refused", peer=peer, why=why)
         entry = AuditEntry(DEFAULT_SITE, "login.refused", "anonymous", peer=peer, outcome="unauthorized",
                            detail={"why": why})
         await self._store.write(lambda tx: audit.append(tx, entry))

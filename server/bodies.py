@@ -8,6 +8,7 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.errors import RequestError
+from server.wording import first_fault
 
 NO_JSON = frozenset({"text/plain", "multipart/form-data"})
 """What any page can send without being asked (Fetch §2.2.2); the third such type is what `curl -d` says by itself."""
@@ -27,12 +28,12 @@ def parse(model: type[Parsed], value: object) -> Parsed:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in fault["loc"] if part not in ("int", "str")) or "body"
-        if field == "checksum_sha256" and fault["type"] == "missing":
+        place, kind, why = first_fault(error, field="field", thing="an object")
+        field = place or "body"
+        if field == "checksum_sha256" and kind == "missing":
             raise RequestError("checksum_required", "declare checksum_sha256, the SHA-256 of the whole file",
                                field=field) from error
-        raise RequestError("invalid_field", f"{field}: {fault['msg']}", field=field) from error
+        raise RequestError("invalid_field", f"{field}: {why}", field=field) from error
 
 
 async def json_body(request: web.Request) -> object:

@@ -15,6 +15,7 @@ from pydantic_settings import SettingsError
 
 from server.errors import ConfigurationError
 from server.settings import Section, Settings, is_loopback, peer_networks
+from server.wording import first_fault
 
 DEFAULT_FILE = Path("packhorse.toml")
 
@@ -30,10 +31,7 @@ def load(config_file: Path | None = None) -> Settings:
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        why = fault["msg"].removeprefix("Value error, ")
-        why = "there is no such setting" if fault["type"] == "extra_forbidden" else why
+        key, _, why = first_fault(error, field="setting", thing="a table")
         raise ConfigurationError(f"{key}: {why}") from error
     except SettingsError as error:
         raise ConfigurationError(f"environment: {_unreadable_variable()} must be written as JSON") from error
@@ -52,8 +50,45 @@ def restored(values: dict[str, Any], base_path: Path, *, http_port: int) -> Sett
 
 def warnings_of(settings: Settings) -> list[str]:
     """What is usable, and should be known."""
-    return [f"webhooks: {one.url} has no secret, so its calls go unsigned: anybody could make them up"
-            for one in settings.webhooks if not one.secret]
+    found = [f"webhooks: {one.url} has no secret, so its calls go unsigned: anybody could make them up"
+             for one in settings.webhooks if not one.secret]
+    http = settings.http
+    if not is_loopback(http.host) and not http.trusted_proxies:
+        found.append(f"http.host: on {http.host} tokens and images go over the net unencrypted: listen on loopback "
+                     "behind a proxy that speaks TLS, or name the proxy in http.trusted_proxies")
+    found += [f"environment: {name} is not read: a setting has two underscores, as in PACKHORSE__HTTP__PORT"
+              for name in sorted(os.environ) if _is_one_underscore_short(name.upper())]
+    return found
+
+
+def _is_one_underscore_short(name: str) -> bool:
+    return name.startswith("PACKHORSE_") and not name.startswith(("PACKHORSE__", "PACKHORSE_EDGE_"))
+
+
+def check_places(settings: Settings) -> None:
+    """Whether data can be kept where the settings say, as far as can be told without making anything.
+
+    ConfigurationError.
+    """
+    places = {"storage.database": settings.data_path, "storage.blobs": settings.blobs_path}
+    for key, wanted in places.items():
+        folder = next((one for one in (wanted, *wanted.parents) if _is_there(one)), Path("/"))
+        if not folder.is_dir():
+            raise ConfigurationError(f"{key}: {folder} is a file, where a folder is needed")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigurationError(f"{key}: this user may not write into {folder}")
+    database = settings.database_path
+    if database.is_dir():
+        raise ConfigurationError(f"storage.database: {database} is a folder, where a file is needed")
+    if database.exists() and not os.access(database, os.R_OK | os.W_OK):
+        raise ConfigurationError(f"storage.database: this user may not read and write {database}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder above may not be looked into
+        return False
 
 
 def _check_environment() -> None:
@@ -87,23 +122,27 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"--config: there is no file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--config: {path} cannot be read") from error
+    except IsADirectoryError as error:
+        raise ConfigurationError(f"--config: {path} is a folder, where a file is needed") from error
+    except OSError as error:
+        raise ConfigurationError(f"--config: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"--config: {path} is not UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(f"--config: {path} is not TOML: {error}") from error
 
 
 def _check(settings: Settings) -> None:
-    """What no single field can tell. A setting whose engine has not landed yet is refused (contract §12)."""
+    """What no single field can tell. A value whose engine is not there yet is refused (contract §12)."""
     http, storage = settings.http, settings.storage
-    not_landed = {
+    unavailable = {
         "http.tls_cert": bool(http.tls_cert), "http.tls_key": bool(http.tls_key),
         "storage.keep": storage.keep != "forever",
         "storage.database": storage.database.startswith("postgresql"), "storage.blobs": storage.blobs.startswith("s3:"),
     }
-    for key, is_used in not_landed.items():
+    for key, is_used in unavailable.items():
         if is_used:
-            raise ConfigurationError(f"{key}: this value needs a part that has not landed yet")
+            raise ConfigurationError(f"{key}: this value is not available in this version")
     if not re.fullmatch(r"sqlite:///[^:?#]+", storage.database):
         raise ConfigurationError("storage.database: must be sqlite:/// and the path of a file")
     if not re.fullmatch(r"file:(///|(?!//)).+", storage.blobs):

@@ -11,6 +11,7 @@ import structlog
 
 from server.auth import Role, new_token
 from server.errors import AppError
+from server.privacy import keep_private
 from server.services import Services, wire
 from server.sessions.receipts import open_signer
 from server.settings import Settings
@@ -37,7 +38,7 @@ def sole_server(data_path: Path) -> Iterator[int]:
 
     Somebody who is just ending is waited for a moment: the processes of a killed server end by themselves.
     """
-    data_path.mkdir(parents=True, exist_ok=True)
+    data_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(data_path / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + ENDING_S
     try:
@@ -56,7 +57,9 @@ def sole_server(data_path: Path) -> Iterator[int]:
 
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[tuple[Services, Tasks]]:
-    """The store migrated and open, the key published, every service wired."""
+    """The store private, migrated and open, the key published, every service wired."""
+    for path in keep_private(settings):
+        log.warning("data.others_may_read", path=str(path), why="it belongs to another user of this machine")
     copy = migrate(settings.database_path)
     if copy is not None:
         log.info("database.migrated", copy=str(copy))

@@ -79,6 +79,8 @@ class _ReservedPort:
                 # a port that somebody else shares by SO_REUSEPORT would be bound without a word
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((http.host, http.port))
+            # connections of the server before, which may have been one process, linger for a minute
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._socket.bind((http.host, http.port))
         except OSError as error:

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -28,7 +29,27 @@ def _origin(text: str) -> str:
 
 
 def _network(text: str) -> str:
-    ipaddress.ip_network(text, strict=False)
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise ValueError("must be an address or a network, such as 10.1.0.0/16") from error
+    return text
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or a port that cannot be
+        is_usable = False
+    if not is_usable or re.search(r"\s", text):
+        raise ValueError("must be http:// or https:// and a host")
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+        raise ValueError("must be 1 to 64 of A-Z a-z 0-9 . _ -")
     return text
 
 
@@ -119,17 +140,17 @@ class ForwardDestination(Section):
     """`[[forward.destinations]]`: a node that images are sent on to."""
 
     kind: str = "dicom"  # first, so that its refusal is told before that of another kind's fields
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    name: Annotated[str, AfterValidator(_name)]
     ae_title: AeTitle
     host: Host
     port: Annotated[int, Field(ge=1, le=65535)]
 
     @model_validator(mode="before")
     @classmethod
-    def _landed(cls, values: Any) -> Any:  # what TOML gave, not yet checked
+    def _available(cls, values: Any) -> Any:  # what TOML gave, not yet checked
         kind = values.get("kind", "dicom") if isinstance(values, dict) else "dicom"
         if kind in ("stow", "packhorse"):
-            raise ValueError(f"kind {kind} needs a part that has not landed yet")
+            raise ValueError(f"kind {kind} is not available in this version")
         if kind != "dicom":
             raise ValueError(f"kind {kind} does not exist: it is dicom, stow or packhorse")
         return values
@@ -152,7 +173,7 @@ class Forward(Section):
 class Webhook(Section):
     """`[[webhooks]]`: who is told what happens."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+\S*$", max_length=2000)]
+    url: Annotated[str, Field(max_length=2000), AfterValidator(_url)]
     secret: Annotated[str, Field(repr=False), AfterValidator(_webhook_secret)]  # empty: calls go unsigned
     events: list[Literal["*", "session.synced", "session.failed", "image.stored"]] = ["*"]
 

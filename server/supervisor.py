@@ -214,8 +214,15 @@ def announce(server: Running) -> None:
     if server.dicom_port is not None:
         lines.append(f"DICOM: {settings.dicom.ae_title} on {settings.dicom.host}:{server.dicom_port}")
     if settings.auth.mode == "token":
-        lines.append(f"The admin token is in {server.token_path}")
+        lines.append(_where_the_token_is(server.token_path))
         if server.new_admin_token and sys.stdout.isatty():
             lines.append(f"  {server.new_admin_token}")
     with suppress(BrokenPipeError):
         print("\n".join(lines), flush=True)  # noqa: T201 - for the terminal
+
+
+def _where_the_token_is(path: Path) -> str:
+    """A token made before the first start, or a file that was taken away, is no fault: another is made with a word."""
+    if path.exists():
+        return f"The admin token is in {path}"
+    return f"There is no admin token in {path}: packhorse token create --role admin makes one"

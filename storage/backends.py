@@ -2,15 +2,20 @@
 
 import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError
 
 from storage.blobs.filesystem import FilesystemBlobs
 from storage.database.sqlite import SqliteDatabase, writer_engine, writer_lock
+from storage.errors import UnusableDatabase
 from storage.store import Store
 
 
@@ -22,43 +27,74 @@ def _alembic(database_path: Path) -> Config:
 
 
 def revisions(database_path: Path) -> tuple[str | None, str]:
-    """(the revision of the database, the newest one); None when the database is new."""
-    newest = ScriptDirectory.from_config(_alembic(database_path)).get_current_head()
+    """(the revision of the database, the newest one); None when the database is new.
+
+    UnusableDatabase, also for a revision that this version does not know.
+    """
+    scripts = ScriptDirectory.from_config(_alembic(database_path))
+    newest = scripts.get_current_head()
     assert newest is not None, "there is at least one migration"
     if not database_path.exists():
         return None, newest
-    engine = writer_engine(database_path)
+    with naming(database_path):
+        engine = writer_engine(database_path)
+        try:
+            with engine.connect() as connection:
+                present = MigrationContext.configure(connection).get_current_revision()
+        finally:
+            engine.dispose()
+    if present is not None and present not in {script.revision for script in scripts.walk_revisions()}:
+        raise UnusableDatabase(
+            f"{database_path} is of revision {present}, which this version does not know, for its newest is {newest}: "
+            "start the newer Packhorse that made it, or restore a copy from before")
+    return present, newest
+
+
+@contextmanager
+def naming(database_path: Path) -> Iterator[None]:
+    """What SQLite says of a file that it cannot use, with the file's name: UnusableDatabase."""
     try:
-        with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision(), newest
-    finally:
-        engine.dispose()
+        yield
+    except (sqlite3.Error, DBAPIError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        raise UnusableDatabase(f"{database_path} cannot be used as a database: {cause}") from error
 
 
 def migrate(database_path: Path) -> Path | None:
-    """Bring the database to the newest revision. Gives the copy that was made first, if there was data."""
-    database_path.parent.mkdir(parents=True, exist_ok=True)
-    with writer_lock(database_path):
+    """Bring the database to the newest revision. Gives the copy that was made first, if there was data.
+
+    UnusableDatabase, before anything is copied.
+    """
+    database_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with writer_lock(database_path), naming(database_path):
         present, newest = revisions(database_path)
         if present == newest:
             return None
         copy = None
         if present is not None:
-            copy = database_path.with_name(f"{database_path.name}.before-{newest}")
+            copy = _free_name(database_path, newest)
             _copy(database_path, copy)
         command.upgrade(_alembic(database_path), "head")
         return copy
 
 
+def _free_name(database_path: Path, newest: str) -> Path:
+    """A name for the copy that no copy has: the one from before may be the only good one."""
+    plain = f"{database_path.name}.before-{newest}"
+    names = (plain if number == 1 else f"{plain}.{number}" for number in count(1))
+    return next(path for name in names if not (path := database_path.with_name(name)).exists())
+
+
 def _copy(source: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".partial")
-    with sqlite3.connect(source) as reading, sqlite3.connect(partial) as writing:
+    partial.unlink(missing_ok=True)  # what a crash left
+    partial.touch(mode=0o600)
+    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(partial)) as writing:
         reading.backup(writing)
-    reading.close()
-    writing.close()
     shutil.move(partial, target)
 
 
 def open_store(database_path: Path, blobs_path: Path, reserve_bytes: int = 0) -> Store:
     """Open the embedded backends; the database must be migrated. `reserve_bytes`: see FilesystemBlobs."""
-    return Store(SqliteDatabase(database_path), FilesystemBlobs(blobs_path, reserve_bytes))
+    with naming(database_path):
+        return Store(SqliteDatabase(database_path), FilesystemBlobs(blobs_path, reserve_bytes))

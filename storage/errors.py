@@ -9,7 +9,8 @@ StorageError
 │   └── FlushFailed an fsync failed: what it covered is not known to be durable, never retry it
 ├── OffsetMismatch  an append does not start where the stored bytes end
 ├── DigestMismatch  the sealed bytes are not the expected ones
-└── Busy            another process holds what is needed
+├── Busy            another process holds what is needed
+└── UnusableDatabase  the file is damaged, no database, or one of a newer version
 """
 
 
@@ -71,3 +72,9 @@ class DigestMismatch(StorageError):
 
 class Busy(StorageError):
     """Another process holds what is needed."""
+
+
+class UnusableDatabase(StorageError):
+    """The database's file is damaged, none at all, or of a version that this one does not know; it names the file."""
+
+    retryable = False

@@ -3,14 +3,14 @@
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from storage.database.prepared import Prepared
 from storage.records import TokenRecord, timestamp
 from storage.tables import signing_key, token
 
-_FIND = Prepared(select(*(token.c[field.name] for field in fields(TokenRecord))).where(
-    token.c.token_id == bindparam("wanted")))
+_COLUMNS = tuple(token.c[field.name] for field in fields(TokenRecord))
+_FIND = Prepared(select(*_COLUMNS).where(token.c.token_id == bindparam("wanted")))
 
 
 def add(tx: Connection, record: TokenRecord) -> None:
@@ -22,6 +22,17 @@ def find(tx: Connection, token_id: str) -> TokenRecord | None:
     """The token of that id."""
     row = _FIND.first(tx, wanted=token_id)
     return TokenRecord(*row) if row else None
+
+
+def listing(tx: Connection) -> list[TokenRecord]:
+    """Every token, the oldest first."""
+    return [TokenRecord(*row) for row in tx.execute(select(*_COLUMNS).order_by(token.c.created_at, token.c.token_id))]
+
+
+def revoke(tx: Connection, token_id: str) -> bool:
+    """Refuse the token from now on; whether it was not refused before. Unknown ids change nothing."""
+    fresh = (token.c.token_id == token_id) & token.c.revoked_at.is_(None)
+    return tx.execute(update(token).where(fresh).values(revoked_at=timestamp())).rowcount == 1
 
 
 def count(tx: Connection) -> int:

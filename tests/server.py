@@ -131,6 +131,18 @@ class Server:
         )
 
 
+def packhorse(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A `packhorse` command in `folder`, as a person types it there."""
+    return subprocess.run(
+        [sys.executable, "-m", "server", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment},
+    )
+
+
 def upload_metadata(**pairs: str | bytes) -> str:
     """An Upload-Metadata header."""
     return ",".join(

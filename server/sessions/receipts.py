@@ -69,13 +69,32 @@ def session_claims(
 
 
 def verify(receipt: str, public_jwks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The claims of a genuine receipt; RequestError `bad_request` for any other text."""
+    """The claims of a genuine receipt: a JWS, or the JSON that a server answered with it.
+
+    RequestError `bad_request`, which tells apart what is no receipt, one of another server, and one that was changed.
+    """
+    text = _bare(receipt.strip())
     try:
-        keys = KeySet.import_key_set({"keys": public_jwks})
-        signed = jws.deserialize_compact(receipt.strip(), keys, ALGORITHMS)
+        kid = jws.extract_compact(text.encode()).headers()["kid"]
+    except (JoseError, ValueError, TypeError, KeyError) as error:
+        raise RequestError("bad_request", "this is no receipt: neither a JWS nor JSON that holds one") from error
+    if all(kid != key["kid"] for key in public_jwks):
+        raise RequestError("bad_request", "this receipt was signed by another server, whose keys are not here")
+    try:
+        signed = jws.deserialize_compact(text, KeySet.import_key_set({"keys": public_jwks}), ALGORITHMS)
         claims = json.loads(signed.payload)
     except (JoseError, ValueError, KeyError) as error:
-        raise RequestError("bad_request", f"this receipt is not genuine: {error}") from error
+        raise RequestError("bad_request", "this receipt is not genuine: the signature is of another text") from error
     if not isinstance(claims, dict):
         raise RequestError("bad_request", "this receipt does not hold an object")
     return claims
+
+
+def _bare(text: str) -> str:
+    """The JWS in an answer such as `{"receipt": …}`, or in quotes; any other text as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    found = value.get("receipt") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else text

@@ -26,7 +26,10 @@ def _sha256(text: str) -> str:
 
 
 def _uuid(text: str) -> str:
-    return str(UUID(text))
+    try:
+        return str(UUID(text))
+    except ValueError as error:
+        raise ValueError("must be a UUID") from error
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:

@@ -285,3 +285,45 @@ def test_a_cancelled_session_ends_a_running_patch_with_410(case: Case) -> None:
 
     answers.append(patch(case.server, case.url, body(), HALF))  # type: ignore[arg-type]  # requests takes an iterator
     assert (answers[0].status_code, answers[0].json()["error_code"]) == (410, "CLIENT_ABORTED")
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ([], "body: must be an object"),
+        (1, "body: must be an object"),
+        ({"session_id": "x"}, "session_id: must be a UUID"),
+        ({"file_size": "5"}, "file_size: must be a whole number"),
+        ({"file_size": -1}, "file_size: must be at least 0"),
+        ({"file_name": 5}, "file_name: must be text"),
+        ({"file_name": ""}, "file_name: is too short: the least is 1"),
+        ({"file_name": "a\nb"}, "file_name: must not hold control characters"),
+        ({"device_id": []}, "device_id: must be a whole number or text"),
+        ({"priority": "SOON"}, "priority: must be 'STAT', 'URGENT' or 'ROUTINE'"),
+        ({"metadata": []}, "metadata: must be an object"),
+        ({"checksum_sha256": "xyz"}, "checksum_sha256: must be 64 hexadecimal digits"),
+        ({"colour": "red"}, "colour: there is no such field"),
+        ({"file_size": None}, "file_size: must be a whole number"),
+        ({"max_retries": 1000}, "max_retries: must be at most 100"),
+    ],
+    ids=str,
+)
+def test_a_bad_field_is_told_in_words_for_people(shared_server: Server, body: Any, detail: str) -> None:
+    good = {"file_name": "a.dcm", "file_size": 5, "checksum_sha256": "3" * 64, "radiology_order_id": 123}
+    given = {**good, **body} if isinstance(body, dict) else body
+    answer = shared_server.api("POST", "/upload-sessions/create_session/", given)
+    assert (answer.status_code, answer.json()["detail"]) == (422, detail)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("STORAGE_FULL", "retry/ comes first, and what arrived is kept"),
+        ("UPLOAD_EXPIRED", "retry/ comes first, and its upload starts from zero"),
+        ("NOT_DICOM", "cannot be retried"),
+        ("insufficient_storage", "The same request may succeed later"),
+        ("invalid_field", "The same request will fail again"),
+    ],
+)
+def test_the_page_of_a_problem_says_what_to_do(shared_server: Server, code: str, words: str) -> None:
+    assert words in requests.get(f"{shared_server.url}/problems/{code}", timeout=10).text

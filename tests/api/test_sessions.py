@@ -192,6 +192,24 @@ def test_lists_come_in_pages(shared_server: Server) -> None:
     assert len(seen) == 5 and set(seen) == made
 
 
+def test_the_failed_are_those_that_can_be_retried_unless_all_are_asked_for(shared_server: Server) -> None:
+    order, failed = uuid.uuid4().hex, {"error_code": "LOCAL_READ_ERROR"}
+    given = {"radiology_order_id": order, "file_name": "a.bin"}
+    waits, spent, given_up = (
+        create(shared_server, uuid.uuid4().bytes, max_retries=most, **given) for most in (1, 0, 1)
+    )
+    for session in (waits, spent):
+        assert call(shared_server, session, "report_failure", failed).status_code == 200
+    assert call(shared_server, given_up, "cancel", {"reason": "wrong file"}).status_code == 200
+
+    def listed(query: str) -> set[str]:
+        found = shared_server.api("GET", f"/upload-sessions/failed/?radiology_order_id={order}{query}").json()
+        return {one["session_id"] for one in found["results"]}
+
+    assert listed("") == {waits["session_id"]}
+    assert listed("&include_exhausted=true") == {one["session_id"] for one in (waits, spent, given_up)}
+
+
 def test_an_order_is_announced_and_keeps_its_visit(shared_server: Server) -> None:
     order = uuid.uuid4().hex
     body = {"visit_id": 5, "patient_id": "P9", "accession_number": "A1", "modality": "CT"}

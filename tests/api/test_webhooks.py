@@ -289,6 +289,15 @@ def test_the_command_sends_a_signed_test_event(tmp_path: Path, receiver: Receive
         other = server.command("webhook", "test", "http://127.0.0.1:1/x", "--secret", "a")
         assert other.returncode == 1 and "does not answer" in other.stderr
         assert server.command("webhook", "test", "http://127.0.0.1:1/x").returncode == 2
+        for bad in (
+            ("nonsense",),
+            ("nonsense", "--secret", "a"),
+            ("http://[", "--secret", "a"),
+            (receiver.url, "--secret", "whsec_!"),
+        ):
+            refused = server.command("webhook", "test", *bad)
+            assert refused.returncode == 2 and refused.stderr.startswith("configuration: "), refused.stderr
+            assert "answer" not in refused.stderr and "pydantic" not in refused.stderr
         told = (server.folder / "server.log").read_text() + done.stdout + other.stderr
         assert SECRET not in told and SECRET not in server.api("GET", "/webhooks/deliveries/").text
     finally:

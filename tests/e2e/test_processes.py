@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import requests
 
 from server import processes
 from server.lifecycle import StartFailed
-from server.settings import Settings
+from server.settings import Http, Settings
 from server.supervisor import Kind
 from tests.server import ROOT, Server, create, patch, sha256, upload_url
 from tests.support import eventually, free_port
@@ -100,6 +101,20 @@ def test_a_port_that_is_taken_is_named_and_nothing_stays(tmp_path: Path) -> None
         assert refused.returncode == 1 and f"http.port: 127.0.0.1:{port}" in refused.stderr
     finally:
         holder.stop()
+
+
+def test_connections_of_the_server_before_that_linger_hold_up_no_start() -> None:
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as one process listens
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = listening.accept()
+            accepted.close()  # who closes first stays in TIME-WAIT (RFC 9293 §3.6)
+            assert client.recv(1) == b""
+    with processes._ReservedPort(Settings(http=Http(port=port))) as reserved:
+        assert reserved == port
 
 
 @pytest.mark.parametrize(("only", "http", "dicom"), [("http", True, False), ("dicom,jobs", False, True)])

@@ -46,10 +46,20 @@ def test_the_example_documents_every_setting_with_its_default() -> None:
     assert "# require_known_peers" in EXAMPLE
 
 
-def test_the_example_is_usable_as_it_is(tmp_path: Path) -> None:
+def test_the_example_as_it_is_sends_nothing_to_anybody(tmp_path: Path) -> None:
     path = tmp_path / "packhorse.toml"
     path.write_text(EXAMPLE)
-    assert config.load(path).forward.destinations[0].name == "main-pacs"
+    found = config.load(path)
+    assert not (found.webhooks or found.forward.destinations or found.forward.rules or found.dicom.peers)
+    assert config.warnings_of(found) == [] and "whsec_" not in re.sub("#.*", "", EXAMPLE)
+
+
+def test_the_example_is_usable_with_its_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "packhorse.toml"
+    path.write_text(re.sub(r"^# (?=\[\[|[a-z_]+ = )", "", EXAMPLE, flags=re.MULTILINE))
+    found = config.load(path)
+    assert found.forward.destinations[0].name == found.forward.rules[0].destination == "main-pacs"
+    assert found.webhooks[0].url == "https://emr.example/hooks" and found.dicom.peers[0].ae_title == "MODALITY1"
 
 
 def rows(page: str) -> dict[str, list[str]]:
@@ -109,7 +119,9 @@ def test_every_command_is_documented() -> None:
         assert command.callback is not None
         assert f"packhorse {command.name or command.callback.__name__}" in page
     for group in app.registered_groups:
-        assert f"packhorse {group.name} " in page
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert f"packhorse {group.name} {command.name}" in page
 
 
 @pytest.mark.parametrize("page", ["tus-conformance.md", "rufh-conformance.md", "dicom-conformance.md"])

@@ -117,3 +117,16 @@ def test_rows_of_the_first_release_survive_and_stay_guarded(tmp_path: Path, monk
             database.execute("UPDATE upload SET length_bytes = 8")
         with pytest.raises(sqlite3.IntegrityError, match="stay"):
             database.execute("DELETE FROM session")
+
+
+def test_a_copy_never_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.db"
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.triggers.create_triggers", lambda _tx: None)
+        command.upgrade(_alembic(path), "0001")
+    newest = revisions(path)[1]
+    first = path.with_name(f"p.db.before-{newest}")
+    first.write_bytes(b"the only good one")
+    copy = migrate(path)
+    assert copy is not None and copy != first and first.read_bytes() == b"the only good one"
+    assert revisions(copy)[0] == "0001" and copy.stat().st_mode & 0o077 == 0

@@ -1,15 +1,13 @@
 """Bad configuration: one clear message that names the key, exit 2, and nothing was started or made."""
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from server import config
 from server.errors import ConfigurationError
-from tests.server import ROOT, Server
+from tests.server import Server, packhorse
 
 BAD = [
     ("[http]\nprot = 1", "http.prot"),
@@ -64,8 +62,69 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, key: str) -> None:
 def test_a_kind_of_destination_that_has_not_landed_is_said_so_whatever_its_fields(tmp_path: Path) -> None:
     path = tmp_path / "packhorse.toml"
     path.write_text("[[forward.destinations]]\nname = 'a'\nkind = 'stow'\nurl = 'https://x'")
-    with pytest.raises(ConfigurationError, match=r"forward\.destinations\.0: kind .*has not landed"):
+    with pytest.raises(ConfigurationError, match=r"forward\.destinations\.0: kind .*not available in this version"):
         config.load(path)
+
+
+WORDS = [
+    ("[[webhooks]]\nurl = 'emr'\nsecret = 'a'", "webhooks.0.url: must be http:// or https:// and a host"),
+    ("[[webhooks]]\nurl = 'http://h:99999/'\nsecret = 'a'", "webhooks.0.url: must be http:// or https:// and a host"),
+    ("[http]\nport = 'x'", "http.port: must be a whole number"),
+    ("[http]\nport = 70000", "http.port: must be at most 65535"),
+    ("[http]\nhost = ''", "http.host: is too short: the least is 1"),
+    ("http = 1", "http: must be a table"),
+    ("webhooks = 1", "webhooks: must be a list"),
+    ("[auth]\nmode = 'open'", "auth.mode: must be 'token' or 'none'"),
+    (
+        "[http]\ntrusted_proxies = ['the proxy']",
+        "http.trusted_proxies.0: must be an address or a network, such as 10.1.0.0/16",
+    ),
+    ("[http]\ntls_cert = 'x'", "http.tls_cert: this value is not available in this version"),
+    (
+        "[[forward.destinations]]\nname = 'a b'\nae_title = 'A'\nhost = 'h'\nport = 1",
+        "forward.destinations.0.name: must be 1 to 64 of A-Z a-z 0-9 . _ -",
+    ),
+    ("[[webhooks]]\nurl = 'https://x'", "webhooks.0.secret: is missing"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), WORDS, ids=[words.split(":")[0] for _, words in WORDS])
+def test_a_bad_setting_is_told_in_words_for_people(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "packhorse.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as refusal:
+        config.load(path)
+    assert refusal.value.detail == words
+
+
+def test_why_a_file_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b"# caf\xe9")
+    (tmp_path / "no.toml").write_text("not toml")
+    (tmp_path / "folder").mkdir()
+    for name, why in (("folder", "folder"), ("latin.toml", "not UTF-8"), ("no.toml", "not TOML"), ("no", "no file")):
+        with pytest.raises(ConfigurationError, match=why) as refusal:
+            config.load(tmp_path / name)
+        assert str(tmp_path / name) in refusal.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "is_warned"),
+    [
+        ("[http]\nhost = '0.0.0.0'", True),
+        ("[http]\nhost = '0.0.0.0'\ntrusted_proxies = ['10.0.0.1']", False),
+        ("", False),
+    ],
+)
+def test_tokens_in_clear_text_beyond_loopback_are_warned_of(tmp_path: Path, text: str, is_warned: bool) -> None:
+    (tmp_path / "packhorse.toml").write_text(text)
+    told = packhorse(tmp_path, "config", "check")
+    assert told.returncode == 0 and ("unencrypted" in told.stderr) is is_warned
+
+
+def test_a_variable_that_is_one_underscore_short_is_warned_of(tmp_path: Path) -> None:
+    told = packhorse(tmp_path, "config", "check", PACKHORSE_HTTP_PORT="9", PACKHORSE_EDGE_TOKEN="x")
+    assert told.returncode == 0 and "PACKHORSE_HTTP_PORT" in told.stderr and "EDGE" not in told.stderr
+    assert ":8080" in told.stdout
 
 
 def test_without_auth_a_listener_that_is_off_is_not_asked_for_its_address(tmp_path: Path) -> None:
@@ -101,34 +160,23 @@ def test_a_bad_variable_of_the_environment_is_named(
     assert key in refusal.value.detail and "\n" not in refusal.value.detail
 
 
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment},
-    )
-
-
 def test_the_command_exits_2_and_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "packhorse.toml").write_text("[http]\nprot = 1")
-    answer = run(tmp_path, "serve")
+    answer = packhorse(tmp_path, "serve")
     assert (answer.returncode, answer.stderr.strip()) == (2, "configuration: http.prot: there is no such setting")
     assert not (tmp_path / "data").exists()
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
-    answer = run(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="9123")
+    answer = packhorse(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="9123")
     assert "127.0.0.1:9123" in answer.stdout
-    assert run(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="x").returncode == 2
-    misspelt = run(tmp_path, "config", "check", PACKHORSE__HTP__PORT="9123")
+    assert packhorse(tmp_path, "config", "check", PACKHORSE__HTTP__PORT="x").returncode == 2
+    misspelt = packhorse(tmp_path, "config", "check", PACKHORSE__HTP__PORT="9123")
     assert misspelt.returncode == 2 and "PACKHORSE__HTP__PORT" in misspelt.stderr
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    answer = run(tmp_path, "serve", "--config", "nowhere.toml")
+    answer = packhorse(tmp_path, "serve", "--config", "nowhere.toml")
     assert answer.returncode == 2 and "nowhere.toml" in answer.stderr
 
 
@@ -141,7 +189,7 @@ def test_a_busy_port_exits_1_naming_it(tmp_path: Path, key: str) -> None:
         (tmp_path / "packhorse.toml").write_text(
             f"[http]\nport = {ports['http.port']}\n[dicom]\nport = {ports['dicom.port']}\n"
         )
-        answer = run(tmp_path, "serve")
+        answer = packhorse(tmp_path, "serve")
         assert answer.returncode == 1 and key in answer.stderr and ports[key] in answer.stderr
         assert "Traceback" not in answer.stderr
 

@@ -1,0 +1,1 @@
+"""Commands for people, apart from serving: one file a group of them."""
