@@ -1,4 +1,8 @@
-"""The seam between the upload protocols and the sessions: values and one Protocol, no behaviour."""
+"""The seam between the upload protocols and the sessions: values and Protocols, no behaviour.
+
+Each Protocol is a part of what the upload protocols ask: all raise AppError, and storage.errors where they say so.
+Methods that take a Connection are units of work, which the caller runs. Every other one may raise StorageIO.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,11 +88,8 @@ class Taken:
 Unit = Callable[[Connection], None]
 
 
-class UploadPolicy(Protocol):
-    """Asked by the upload protocols, answered by the sessions. Raises AppError, and storage.errors where it says so.
-
-    Methods that take a Connection are units of work, which the caller runs. Every other one may raise StorageIO.
-    """
+class AdmitsUploads(Protocol):
+    """How uploads begin."""
 
     async def admit(self, new: NewUpload, who: Principal) -> Admission:
         """Make or find session and upload row, in one transaction. RequestError; Conflict when a session moved on."""
@@ -103,9 +104,9 @@ class UploadPolicy(Protocol):
         """
         ...
 
-    async def check_room(self, size_bytes: int) -> None:
-        """RequestError `file_too_large`, or `insufficient_storage` for what cannot fit now."""
-        ...
+
+class UploadPolicy(Protocol):
+    """Who may use an upload, how it stands, and what else moves its session on before its last byte."""
 
     def authorize(self, tx: Connection, upload: UploadRecord, who: Principal, *, reading: bool) -> Standing:
         """How the upload stands. RequestError `not_found` or `forbidden` unless `who` may read, or write, it."""
@@ -129,20 +130,6 @@ class UploadPolicy(Protocol):
         """
         ...
 
-    def check_claim(self, tx: Connection, upload: UploadRecord, size_bytes: int) -> None:
-        """An upload of deferred length is to hold so many bytes. RequestError `file_too_large`, `too_many_uploads`."""
-        ...
-
-    async def finished(
-        self, upload: UploadRecord, session: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
-    ) -> Verdict | None:
-        """Note the finish and file the content. None when the verdict takes longer. Idempotent.
-
-        `session` is that of the upload's standing. `first` runs in the transaction that notes the finish of an open
-        upload, before it. Conflict when the session moved on; NotFound when clean-up took the sealed bytes.
-        """
-        ...
-
     async def failed(self, upload: UploadRecord, failure: SessionFailure) -> None:
         """The session fails; where §2 says so the upload is gone for good, in the same transaction.
 
@@ -152,4 +139,30 @@ class UploadPolicy(Protocol):
 
     async def terminated(self, upload: UploadRecord, who: Principal) -> None:
         """The client sent DELETE: the URL is gone; an unfinished session is CLIENT_ABORTED."""
+        ...
+
+
+class LimitsUploads(Protocol):
+    """How much may come in."""
+
+    async def check_room(self, size_bytes: int) -> None:
+        """RequestError `file_too_large`, or `insufficient_storage` for what cannot fit now."""
+        ...
+
+    def check_claim(self, tx: Connection, upload: UploadRecord, size_bytes: int) -> None:
+        """An upload of deferred length is to hold so many bytes. RequestError `file_too_large`, `too_many_uploads`."""
+        ...
+
+
+class CompletesUploads(Protocol):
+    """How uploads end well."""
+
+    async def finished(
+        self, upload: UploadRecord, session: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
+    ) -> Verdict | None:
+        """Note the finish and file the content. None when the verdict takes longer. Idempotent.
+
+        `session` is that of the upload's standing. `first` runs in the transaction that notes the finish of an open
+        upload, before it. Conflict when the session moved on; NotFound when clean-up took the sealed bytes.
+        """
         ...

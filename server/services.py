@@ -22,17 +22,24 @@ from server.proxies import FORWARDED_URL
 from server.reads import Reads
 from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
-from server.sessions.intake import Intake, IntakeSettings
+from server.sessions.intake import Intake
+from server.sessions.limits import Limits
 from server.sessions.readback import Readback
 from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
+from server.sessions.standing import UploadStanding
 from server.settings import Settings, peer_networks
 from server.tus.expiry import ExpirySweeper
+from server.tus.finishing import Finisher
+from server.tus.flushing import Flushes
 from server.tus.handlers import TusHandlers
+from server.tus.joining import Joiner
 from server.tus.links import Links
 from server.tus.locks import MachineLocks, UploadLocks
 from server.tus.pace import Pace
+from server.tus.receiving import Receiver
 from server.tus.resource import FilesResource
+from server.tus.rows import UploadRows
 from server.tus.rufh_handlers import RufhHandlers
 from server.tus.upkeep import Upkeep
 from server.tus.uploads import Uploads
@@ -64,24 +71,30 @@ class Services:
 
 def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Services:
     """Make every service and hand it what it needs."""
-    expires_after = timedelta(days=settings.uploads.expires_after_days)
-    max_size_bytes = settings.uploads.max_size_bytes
+    given = settings.uploads
+    max_size_bytes, expires_after = given.max_size_bytes, timedelta(days=given.expires_after_days)
     base_url = base_url_of(settings)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
     ingester = Ingester(
         store, renderer.same_content, destinations=destinations,
-        accept_other=settings.uploads.accept_other == "keep")
+        accept_other=given.accept_other == "keep")
     completion = Completion(
-        store, ingester, signer, tasks, settings.uploads.sync_wait_s,
+        store, ingester, signer, tasks, given.sync_wait_s,
         on_stored=(lambda: worker.wake("forward")) if destinations else lambda: None)
-    limits = settings.uploads
-    intake = Intake(store, completion, name_order, IntakeSettings(
-        max_size_bytes, expires_after, limits.max_open_per_principal, limits.max_staged_bytes_per_principal))
+    limits = Limits(
+        store, max_size_bytes=max_size_bytes, max_open=given.max_open_per_principal,
+        max_staged_bytes=given.max_staged_bytes_per_principal)
+    intake = Intake(store, completion, limits, name_order, expires_after)
+    standing = UploadStanding(store, limits)
     locks = MachineLocks(settings.data_path)
-    uploads = Uploads(store, intake, locks, tasks, expires_after, max_size_bytes)
-    upkeep = Upkeep(store, intake, locks, uploads)
-    sessions = SessionService(store, intake, Readback(store, tasks), name_order)
+    rows = UploadRows(store, standing, limits, expires_after)
+    uploads = Uploads(
+        store, intake, standing, limits, locks, rows, Receiver(store, rows),
+        Finisher(store, standing, completion, rows, max_size_bytes), Joiner(store, standing, limits, rows),
+        Flushes(store, rows, tasks), max_size_bytes)
+    upkeep = Upkeep(store, standing, locks, uploads)
+    sessions = SessionService(store, intake, limits, Readback(store, tasks), name_order)
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
@@ -92,7 +105,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
                     at_once=calls, backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
     reads = Reads(store)
-    links, pace = Links(base_url), Pace(limits.progress_floor_bytes_per_s, limits.progress_window_s)
+    links, pace = Links(base_url), Pace(given.progress_floor_bytes_per_s, given.progress_window_s)
     tus = TusHandlers(uploads, intake, links, pace, max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, pace, max_size_bytes)
     routes = (
@@ -104,7 +117,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     )
     return Services(
         settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
-        ExpirySweeper(store, upkeep.expire), locks, Connections(limits.header_timeout_s), renderer, worker, webhooks,
+        ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         _listener(settings, arrivals), routes)
 
 

@@ -14,6 +14,7 @@ from server.errors import RequestError, SessionFailure
 from server.identifiers import OutsideId, parse_id
 from server.sessions import creation, machine
 from server.sessions.intake import Intake
+from server.sessions.limits import Limits
 from server.sessions.moves import fail, move, move_on, note, taking_metadata
 from server.sessions.readback import Readback
 from server.sessions.schema import (
@@ -62,10 +63,11 @@ class SessionService:
     """The use cases. Raises RequestError; what moves a status is one unit of work."""
 
     def __init__(
-        self, store: Store, intake: Intake, readback: Readback, name_order: creation.NameOrder
+        self, store: Store, intake: Intake, limits: Limits, readback: Readback, name_order: creation.NameOrder
     ) -> None:
         self._store = store
         self._intake = intake
+        self._limits = limits
         self._readback = readback
         self._name_order = name_order
 
@@ -75,7 +77,7 @@ class SessionService:
         if caller.visit is not None and body.radiology_order_id is None:
             raise RequestError("invalid_field", "radiology_order_id is needed under a visit",
                                field="radiology_order_id")
-        await self._intake.check_room(body.file_size)
+        await self._limits.check_room(body.file_size)
         wanted: NewSession = new_session(body, caller.visit)
         created = await self._store.write(
             lambda tx: creation.create(tx, wanted, caller.who, self._name_order, caller.peer))

@@ -5,7 +5,7 @@ import hmac
 
 from sqlalchemy import Connection
 
-from server.admission import Standing, Unit, UploadPolicy, Verdict
+from server.admission import CompletesUploads, Standing, Unit, UploadPolicy, Verdict
 from server.errors import RequestError, SessionFailure
 from server.tus.checksum import RunningDigest
 from server.tus.representation import decoded
@@ -23,9 +23,12 @@ AGAIN = "what came is not the file that was declared: send it again from 0"
 class Finisher:
     """Finishes uploads whose bytes are all there; whoever calls holds the upload's lock."""
 
-    def __init__(self, store: Store, policy: UploadPolicy, rows: UploadRows, max_size_bytes: int) -> None:
+    def __init__(
+        self, store: Store, policy: UploadPolicy, completion: CompletesUploads, rows: UploadRows, max_size_bytes: int
+    ) -> None:
         self._store = store
         self._policy = policy
+        self._completion = completion
         self._rows = rows
         self._max_size_bytes = max_size_bytes
         self._decoders = asyncio.Semaphore(DECODERS)
@@ -58,7 +61,7 @@ class Finisher:
             raise await self._rows.lost(upload, SessionFailure("STAGING_LOST")) from None
         try:
             assert standing.session is not None, "parts have none, and are never completed"
-            verdict = await self._policy.finished(upload, standing.session, content, peer, first)
+            verdict = await self._completion.finished(upload, standing.session, content, peer, first)
         except (Conflict, NotFound):  # the session moved on; or clean-up took the sealed bytes, not the staged ones
             raise self._rows.look(upload).standing.refusal or RequestError("upload_stopped") from None
         self._store.blobs.discard(key)
@@ -103,7 +106,7 @@ class Finisher:
         assert upload.blob_sha256 is not None and session is not None, "a finished upload has both"
         digest = Sha256(upload.blob_sha256)
         content = Sealed(sealed(upload.site, digest), digest, 0, existed=True)
-        return await self._policy.finished(upload, session, content, peer, nothing_first)
+        return await self._completion.finished(upload, session, content, peer, nothing_first)
 
 
 def nothing_first(_tx: Connection) -> None:

@@ -2,7 +2,7 @@
 
 from aiohttp import hdrs, web
 
-from server.admission import NewUpload, UploadPolicy
+from server.admission import AdmitsUploads, NewUpload
 from server.auth import Principal, principal_of
 from server.errors import AppError, RequestError
 from server.middleware import problem
@@ -21,9 +21,9 @@ from storage.records import UploadRecord
 class TusHandlers:
     """One method per verb. Raises AppError and storage.errors, which `failure` words."""
 
-    def __init__(self, uploads: Uploads, policy: UploadPolicy, links: Links, pace: Pace, max_size_bytes: int) -> None:
+    def __init__(self, uploads: Uploads, intake: AdmitsUploads, links: Links, pace: Pace, max_size_bytes: int) -> None:
         self._uploads = uploads
-        self._policy = policy
+        self._intake = intake
         self._links = links
         self._pace = pace
         self._max_size_bytes = max_size_bytes
@@ -51,7 +51,7 @@ class TusHandlers:
             patched = await self._uploads.create_whole(new, who, body)
             if patched is not None:
                 return self._created(request, patched)
-        admission = await self._policy.admit(new, who)
+        admission = await self._intake.admit(new, who)
         upload, patched = admission.upload, None
         if not admission.created:
             upload, offset = await self._uploads.settled(upload)

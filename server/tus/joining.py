@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from server.admission import UploadPolicy
+from server.admission import LimitsUploads, UploadPolicy
 from server.errors import RequestError, SessionFailure
 from server.tus.rows import UploadRows
 from storage import uploads
@@ -23,9 +23,10 @@ PASSED_ON = ("CLIENT_ABORTED", "UPLOAD_EXPIRED")
 class Joiner:
     """Copies parts, in order, once all of them are complete."""
 
-    def __init__(self, store: Store, policy: UploadPolicy, rows: UploadRows) -> None:
+    def __init__(self, store: Store, policy: UploadPolicy, limits: LimitsUploads, rows: UploadRows) -> None:
         self._store = store
         self._policy = policy
+        self._limits = limits
         self._rows = rows
 
     async def join(self, final: UploadRecord) -> UploadRecord | None:
@@ -56,7 +57,7 @@ class Joiner:
             raise SessionFailure("SIZE_MISMATCH", f"the parts hold {length} bytes, {declared} were declared")
         await self._store.blobs.delete(key)
         try:
-            await self._policy.check_room(length)  # of a part that deferred its length nothing was known before
+            await self._limits.check_room(length)  # of a part that deferred its length nothing was known before
             size = await self._store.blobs.append(key, 0, self._content_of(parts))
         except RequestError as error:
             code = "POLICY_REJECTED" if error.code == "file_too_large" else "STORAGE_FULL"

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from server.admission import Standing, UploadPolicy
+from server.admission import LimitsUploads, Standing, UploadPolicy
 from server.errors import AppError, RequestError, SessionFailure
 from storage import audit, uploads
 from storage.blobs.base import boot_id
@@ -25,9 +25,12 @@ class Seen:
 class UploadRows:
     """Reads and notes; what an upload means is asked of the policy."""
 
-    def __init__(self, store: Store, policy: UploadPolicy, expires_after: timedelta) -> None:
+    def __init__(
+        self, store: Store, policy: UploadPolicy, limits: LimitsUploads, expires_after: timedelta
+    ) -> None:
         self._store = store
         self._policy = policy
+        self._limits = limits
         self._expires_after = expires_after
 
     def look(self, upload: UploadRecord) -> Seen:
@@ -54,7 +57,7 @@ class UploadRows:
 
         def unit(tx: Connection) -> UploadRecord:
             if bytes_follow:
-                self._policy.check_claim(tx, upload, length_bytes)
+                self._limits.check_claim(tx, upload, length_bytes)
             self._policy.sized(tx, upload, length_bytes)
             return uploads.get(tx, upload.upload_id)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from aiohttp import content_disposition_filename, hdrs, parse_content_disposition, web
 
-from server.admission import NewUpload, UploadPolicy
+from server.admission import AdmitsUploads, NewUpload
 from server.auth import principal_of
 from server.errors import AppError, RequestError, SessionFailure
 from server.middleware import problem
@@ -37,9 +37,9 @@ PROBLEMS = {
 class RufhHandlers:
     """One method per verb. Raises AppError and storage.errors, which `failure` words."""
 
-    def __init__(self, uploads: Uploads, policy: UploadPolicy, links: Links, pace: Pace, max_size_bytes: int) -> None:
+    def __init__(self, uploads: Uploads, intake: AdmitsUploads, links: Links, pace: Pace, max_size_bytes: int) -> None:
         self._uploads = uploads
-        self._policy = policy
+        self._intake = intake
         self._links = links
         self._pace = pace
         self._max_size_bytes = max_size_bytes
@@ -61,7 +61,7 @@ class RufhHandlers:
                 response = self._answer(patched, 201, True)
                 response.headers[hdrs.LOCATION] = self._links.upload_url(request, patched.upload.upload_id)
                 return response
-        admission = await self._policy.admit(new, who)
+        admission = await self._intake.admit(new, who)
         upload, location = admission.upload, self._links.upload_url(request, admission.upload.upload_id)
         if not admission.created:
             patched = Patched(*await self._uploads.settled(upload))

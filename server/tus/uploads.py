@@ -8,12 +8,11 @@ takes the lock first where it is free, so that one look is enough, and looks twi
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 import structlog
 from sqlalchemy import Connection
 
-from server.admission import NewUpload, Taken, UploadPolicy, Verdict
+from server.admission import AdmitsUploads, LimitsUploads, NewUpload, Taken, UploadPolicy, Verdict
 from server.auth import Principal, Role
 from server.errors import AppError, RequestError, SessionFailure
 from server.tus.body import UploadBody
@@ -23,7 +22,6 @@ from server.tus.joining import Joiner
 from server.tus.locks import Stop, UploadLocks
 from server.tus.receiving import Receiver, Terms, Transfer
 from server.tus.rows import Seen, UploadRows, alive
-from server.worker import Tasks
 from storage import audit, uploads
 from storage.blobs.base import Piece, Truncates, boot_id, staging
 from storage.errors import Conflict, FlushFailed, NoSpace, NotFound, StorageError
@@ -50,18 +48,20 @@ class Uploads:
     """The use cases on uploads. Raises AppError and storage.errors."""
 
     def __init__(
-        self, store: Store, policy: UploadPolicy, locks: UploadLocks, tasks: Tasks, expires_after: timedelta,
-        max_size_bytes: int,
+        self, store: Store, intake: AdmitsUploads, policy: UploadPolicy, limits: LimitsUploads, locks: UploadLocks,
+        rows: UploadRows, receiver: Receiver, finisher: Finisher, joiner: Joiner, flushes: Flushes, max_size_bytes: int,
     ) -> None:
         self._store = store
+        self._intake = intake
         self._policy = policy
+        self._limits = limits
         self._locks = locks
         self._max_size_bytes = max_size_bytes
-        self._rows = UploadRows(store, policy, expires_after)
-        self._receiver = Receiver(store, self._rows)
-        self._finisher = Finisher(store, policy, self._rows, max_size_bytes)
-        self._joiner = Joiner(store, policy, self._rows)
-        self._flushes = Flushes(store, self._rows, tasks)
+        self._rows = rows
+        self._receiver = receiver
+        self._finisher = finisher
+        self._joiner = joiner
+        self._flushes = flushes
         self._truncates = store.blobs if isinstance(store.blobs, Truncates) else None
 
     def find(self, upload_id: str, who: Principal, *, reading: bool) -> Seen:
@@ -200,7 +200,7 @@ class Uploads:
         def first(tx: Connection, upload: UploadRecord) -> None:
             audit.append(tx, Transfer(upload, 0, new.peer, body).entry(len(content), "complete"))
 
-        taken: Taken | None = await self._policy.admit_whole(new, who, content, first)
+        taken: Taken | None = await self._intake.admit_whole(new, who, content, first)
         if taken is None:
             body.give_back(content)
             return None
@@ -251,7 +251,7 @@ class Uploads:
             upload = await self._rows.sized(upload, length, bytes_follow=True)
         elif upload.length_bytes is None:
             announced = start + (body.declared_bytes or 0)
-            self._store.glance(lambda tx: self._policy.check_claim(tx, upload, announced))
+            self._store.glance(lambda tx: self._limits.check_claim(tx, upload, announced))
         if terms.ends is not None and (body.declared_bytes or 0) > self.room(upload, start):
             raise await self._passed(upload)
         if _leaves_open(body, terms) != upload.awaits_end:

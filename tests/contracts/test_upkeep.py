@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
-from server.admission import NewUpload, UploadPolicy
+from server.admission import NewUpload
+from server.tus.finishing import Finisher
+from server.tus.flushing import Flushes
+from server.tus.joining import Joiner
 from server.tus.locks import MachineLocks
+from server.tus.receiving import Receiver
+from server.tus.rows import UploadRows
 from server.tus.upkeep import ABANDONED_S, Upkeep
 from server.tus.uploads import Uploads
 from server.worker import Tasks
@@ -21,20 +26,26 @@ from storage.errors import Conflict
 from storage.records import UploadRecord, UploadState
 from storage.store import Store
 from tests.contracts import test_upload_policy as policies
+from tests.contracts.test_upload_policy import Seam
 
-policy = policies.policy
+seam = policies.seam
 LATER = "2999-01-01T00:00:00.000Z"
 
 
 @pytest.fixture
-async def upkeep(store: Store, policy: UploadPolicy, tmp_path: Path) -> AsyncIterator[Upkeep]:
+async def upkeep(store: Store, seam: Seam, tmp_path: Path) -> AsyncIterator[Upkeep]:
     async with Tasks() as tasks:
         locks = MachineLocks(tmp_path)
-        yield Upkeep(store, policy, locks, Uploads(store, policy, locks, tasks, timedelta(days=1), 1000))
+        rows = UploadRows(store, seam.policy, seam.limits, timedelta(days=1))
+        use_cases = Uploads(
+            store, seam.intake, seam.policy, seam.limits, locks, rows, Receiver(store, rows),
+            Finisher(store, seam.policy, seam.completion, rows, 1000), Joiner(store, seam.policy, seam.limits, rows),
+            Flushes(store, rows, tasks), 1000)
+        yield Upkeep(store, seam.policy, locks, use_cases)
 
 
-async def begun(policy: UploadPolicy) -> UploadRecord:
-    return (await policy.admit(NewUpload(80, {}, "", None), policies.WHO)).upload
+async def begun(seam: Seam) -> UploadRecord:
+    return (await seam.intake.admit(NewUpload(80, {}, "", None), policies.WHO)).upload
 
 
 async def state(store: Store, upload: UploadRecord) -> UploadState:
@@ -42,18 +53,18 @@ async def state(store: Store, upload: UploadRecord) -> UploadState:
 
 
 async def test_an_upload_whose_time_was_prolonged_since_its_row_was_read_does_not_expire(
-    store: Store, policy: UploadPolicy, upkeep: Upkeep
+    store: Store, seam: Seam, upkeep: Upkeep
 ) -> None:
-    upload = await begun(policy)
+    upload = await begun(seam)
     await store.write(lambda tx: uploads.advance(tx, upload.upload_id, 0, 0, upload.boot_id, LATER))
     await upkeep.expire(upload)
     assert await state(store, upload) is UploadState.OPEN
 
 
 async def test_bytes_that_the_row_does_not_tell_of_yet_keep_an_upload_alive(
-    store: Store, policy: UploadPolicy, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    store: Store, seam: Seam, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = await begun(policy)
+    upload = await begun(seam)
     await store.blobs.append(staging("default", upload.upload_id), 0, policies.letters(), flush=False)
     await upkeep.expire(upload)
     assert await state(store, upload) is UploadState.OPEN
@@ -67,9 +78,9 @@ async def old(_blobs: FilesystemBlobs, _key: object) -> float:
 
 
 async def test_staged_bytes_that_no_row_names_are_freed_after_a_day(
-    store: Store, policy: UploadPolicy, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    store: Store, seam: Seam, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = await begun(policy)
+    upload = await begun(seam)
     mine, aside = (staging("default", upload.upload_id + end) for end in ("", ".chunk"))
     for key in (mine, aside):
         await store.blobs.append(key, 0, policies.letters())
@@ -105,23 +116,23 @@ async def test_sealed_bytes_that_no_row_names_stay_for_a_day(store: Store, upkee
 
 @pytest.mark.usefixtures("at_once")
 async def test_sealed_bytes_that_no_row_names_are_freed_then(
-    store: Store, policy: UploadPolicy, upkeep: Upkeep
+    store: Store, seam: Seam, upkeep: Upkeep
 ) -> None:
     blob = await sealed_for_nobody(store, "cancelled")
     await upkeep.clean_abandoned()
     assert not await holds(store, blob)
     assert [key async for key in store.blobs.keys("staging")] == []  # type: ignore[attr-defined]  # Lists
-    blob, _, verdict = await policies.finish(store, policy, await begun(policy))
+    blob, _, verdict = await policies.finish(store, seam, await begun(seam))
     await upkeep.clean_abandoned()
     assert verdict is not None and await holds(store, blob)
 
 
 @pytest.mark.usefixtures("at_once")
 async def test_a_finish_whose_sealed_bytes_were_swept_away_makes_no_row_and_is_done_again(
-    store: Store, policy: UploadPolicy, upkeep: Upkeep
+    store: Store, seam: Seam, upkeep: Upkeep
 ) -> None:
     await sealed_for_nobody(store, "cancelled")
-    upload = await begun(policy)
+    upload = await begun(seam)
     key = staging("default", upload.upload_id)
     await store.blobs.append(key, 0, policies.letters())
     blob = await store.blobs.seal(key, None)
@@ -137,9 +148,9 @@ async def test_a_finish_whose_sealed_bytes_were_swept_away_makes_no_row_and_is_d
 
 
 async def test_an_upload_is_stored_though_its_bytes_are_swept_away_while_it_finishes(
-    store: Store, policy: UploadPolicy, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    store: Store, seam: Seam, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload, swept = await begun(policy), []
+    upload, swept = await begun(seam), []
     await store.blobs.append(staging("default", upload.upload_id), 0, policies.letters())
     seal = FilesystemBlobs.seal
 
