@@ -29,6 +29,7 @@ from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
 from server.sessions.standing import UploadStanding
 from server.settings import Settings, peer_networks
+from server.tus.appending import Appender
 from server.tus.expiry import ExpirySweeper
 from server.tus.finishing import Finisher
 from server.tus.flushing import Flushes
@@ -89,11 +90,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     standing = UploadStanding(store, limits)
     locks = MachineLocks(settings.data_path)
     rows = UploadRows(store, standing, limits, expires_after)
-    uploads = Uploads(
-        store, intake, standing, limits, locks, rows, Receiver(store, rows),
-        Finisher(store, standing, completion, rows, max_size_bytes), Joiner(store, standing, limits, rows),
-        Flushes(store, rows, tasks), max_size_bytes)
-    upkeep = Upkeep(store, standing, locks, uploads)
+    finisher = Finisher(store, standing, completion, rows, max_size_bytes)
+    appender = Appender(
+        store, standing, limits, rows, Receiver(store, rows), finisher, Flushes(store, rows, tasks), max_size_bytes)
+    uploads = Uploads(store, intake, standing, locks, rows, appender, finisher, Joiner(store, standing, limits, rows))
+    upkeep = Upkeep(store, standing, locks, rows, uploads)
     sessions = SessionService(store, intake, limits, Readback(store, tasks), name_order)
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
@@ -109,7 +110,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     tus = TusHandlers(uploads, intake, links, pace, max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, pace, max_size_bytes)
     routes = (
-        *FilesResource(store, uploads, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
+        *FilesResource(store, uploads, rows, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
         *ImageHandlers(store, renderer, reads, base_url).routes(),
         *OrderHandlers(OrderService(store)).routes(),

@@ -8,13 +8,15 @@ from server.errors import AppError, RequestError
 from server.middleware import problem
 from server.tus import protocol
 from server.tus.answers import check_plain_body, failure_headers, progress_of, state_of, told_in_failures, with_verdict
+from server.tus.appending import Patched
 from server.tus.body import UploadBody
 from server.tus.links import Links
 from server.tus.pace import Pace
 from server.tus.protocol import ChecksumClaim
 from server.tus.receiving import Terms
 from server.tus.representation import parse_coding
-from server.tus.uploads import Patched, Uploads
+from server.tus.rows import room_of
+from server.tus.uploads import Uploads
 from storage.records import UploadRecord
 
 
@@ -59,7 +61,7 @@ class TusHandlers:
             verdict = await self._uploads.complete(upload.upload_id, request.remote)
             patched = Patched(*await self._uploads.settled(upload), verdict)
         elif (has_body or length == 0) and upload.offset_bytes == 0:
-            body.limit_to(self._uploads.room(upload, 0))
+            body.limit_to(room_of(upload, 0, self._max_size_bytes))
             with told_in_failures(self._links.upload_url(request, upload.upload_id)):
                 patched = await self._uploads.append_first(upload, body, Terms(request.remote, claims))
         if patched is not None:
@@ -102,7 +104,7 @@ class TusHandlers:
         body = UploadBody(request, self._pace)
 
         def check(upload: UploadRecord) -> None:
-            room = self._uploads.room(upload, offset)
+            room = room_of(upload, offset, self._max_size_bytes)
             if upload.length_bytes is None and terms.length_bytes is not None:
                 room = max(0, terms.length_bytes - offset)
             if upload.length_bytes is None or offset <= upload.length_bytes:  # beyond it: a wrong offset, told as such

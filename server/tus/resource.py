@@ -18,7 +18,7 @@ from server.tus.download import Download, unwanted
 from server.tus.handlers import TusHandlers
 from server.tus.interim import expect_nothing
 from server.tus.links import Links
-from server.tus.rows import Seen
+from server.tus.rows import Seen, UploadRows
 from server.tus.rufh_handlers import RufhHandlers
 from server.tus.uploads import Uploads
 from storage.blobs.base import LocalPath, sealed
@@ -41,11 +41,12 @@ class FilesResource:
     """The routes of `/files`."""
 
     def __init__(
-        self, store: Store, uploads: Uploads, tus: TusHandlers, rufh: RufhHandlers, links: Links, reads: Reads,
-        max_size_bytes: int, expires_after: timedelta,
+        self, store: Store, uploads: Uploads, rows: UploadRows, tus: TusHandlers, rufh: RufhHandlers, links: Links,
+        reads: Reads, max_size_bytes: int, expires_after: timedelta,
     ) -> None:
         self._store = store
         self._uploads = uploads
+        self._rows = rows
         self._tus = tus
         self._rufh = rufh
         self._links = links
@@ -104,7 +105,7 @@ class FilesResource:
         seen = self._uploads.find(self._links.upload_id(request), who, reading=True)
         _check_may_read(who, seen)
         upload = seen.upload
-        state = state_of(upload, await self._uploads.offset(upload), self._max_size_bytes, who)
+        state = state_of(upload, await self._rows.offset(upload), self._max_size_bytes, who)
         if upload.state is not UploadState.FINISHED or upload.blob_sha256 is None:
             return problem(RequestError("not_synced", "the upload is not finished"), state)
         if not isinstance(self._store.blobs, LocalPath):

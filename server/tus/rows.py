@@ -1,4 +1,4 @@
-"""What rows tell of an upload and its session, and what is noted in them. Touches no bytes."""
+"""What rows tell of an upload and its session, and what is noted in them. Touches no bytes, only counts them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -90,6 +90,19 @@ class UploadRows:
         """Append to the audit chain."""
         await self._store.write(lambda tx: audit.append(tx, entry))
 
+    async def offset(self, upload: UploadRecord) -> int:
+        """How many bytes are held. RequestError `gone` (contract §5); needs no lock, and changes no byte."""
+        if upload.state is UploadState.FINISHED:
+            assert upload.length_bytes is not None, "it is known at the finish"
+            return upload.length_bytes
+        held = await self._store.held_bytes(upload)
+        if held < upload.offset_bytes:
+            present = alive(self.look(upload)).upload
+            if present.state is UploadState.FINISHED:
+                return await self.offset(present)  # since its row was read: staged bytes go only after the row says so
+            raise await self.lost(upload, SessionFailure("STAGING_LOST"))
+        return held
+
     async def lost(self, upload: UploadRecord, failure: SessionFailure) -> AppError:
         """End the upload for good; gives what its requests are answered from now on."""
         await self._policy.failed(upload, failure)
@@ -102,3 +115,9 @@ def alive(seen: Seen) -> Seen:
     if seen.standing.refusal is not None:
         raise seen.standing.refusal
     return seen
+
+
+def room_of(upload: UploadRecord, offset: int, max_size_bytes: int) -> int:
+    """How many bytes the upload can still take from `offset` on."""
+    limit = max_size_bytes if upload.length_bytes is None else upload.length_bytes
+    return max(0, limit - offset)

@@ -18,13 +18,14 @@ from server.tus.answers import (
     told_in_failures,
     with_verdict,
 )
+from server.tus.appending import Patched
 from server.tus.body import UploadBody
 from server.tus.interim import UPLOAD_RESUMPTION, interim
 from server.tus.links import Links
 from server.tus.pace import Pace
 from server.tus.receiving import Terms
 from server.tus.representation import parse_coding
-from server.tus.uploads import Patched, Uploads
+from server.tus.uploads import Uploads
 from storage.records import UploadRecord
 
 PROBLEMS = {
@@ -118,7 +119,7 @@ class RufhHandlers:
 
         def check(upload: UploadRecord) -> None:
             length = append.length_bytes if upload.length_bytes is None else upload.length_bytes
-            room = self._uploads.room(upload, append.offset) if length is None else max(0, length - append.offset)
+            room = max(0, (self._max_size_bytes if length is None else length) - append.offset)
             # what passes the length is not only refused, but ends the upload: by who holds it
             check_plain_body(request, room if length is None else self._max_size_bytes, rufh.PARTIAL_CONTENT_TYPE)
             body.limit_to(room)

@@ -8,6 +8,7 @@ from server.admission import UploadPolicy
 from server.errors import AppError, SessionFailure
 from server.tus.body import WHOLE_BYTES
 from server.tus.locks import UploadLocks
+from server.tus.rows import UploadRows
 from server.tus.uploads import Uploads
 from storage import uploads
 from storage.blobs.base import Ages, BlobKey, Lists, sealed, staging
@@ -28,10 +29,13 @@ ABANDONED_S = 24 * 3600.0
 class Upkeep:
     """Cleans, finishes and expires."""
 
-    def __init__(self, store: Store, policy: UploadPolicy, locks: UploadLocks, use_cases: Uploads) -> None:
+    def __init__(
+        self, store: Store, policy: UploadPolicy, locks: UploadLocks, rows: UploadRows, use_cases: Uploads
+    ) -> None:
         self._store = store
         self._policy = policy
         self._locks = locks
+        self._rows = rows
         self._uploads = use_cases
         self._clean_at_s = time.monotonic() + CLEAN_S
 
@@ -95,7 +99,7 @@ class Upkeep:
             if self._locks.is_held(upload.upload_id):
                 continue
             try:
-                whole = upload.is_final or await self._uploads.offset(upload) == upload.length_bytes
+                whole = upload.is_final or await self._rows.offset(upload) == upload.length_bytes
                 if whole and not upload.is_partial and not upload.awaits_end:
                     await self._uploads.complete(upload.upload_id, None)
             except (AppError, StorageError) as error:

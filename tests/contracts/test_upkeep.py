@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from server.admission import NewUpload
+from server.tus.appending import Appender
 from server.tus.finishing import Finisher
 from server.tus.flushing import Flushes
 from server.tus.joining import Joiner
@@ -37,11 +38,12 @@ async def upkeep(store: Store, seam: Seam, tmp_path: Path) -> AsyncIterator[Upke
     async with Tasks() as tasks:
         locks = MachineLocks(tmp_path)
         rows = UploadRows(store, seam.policy, seam.limits, timedelta(days=1))
-        use_cases = Uploads(
-            store, seam.intake, seam.policy, seam.limits, locks, rows, Receiver(store, rows),
-            Finisher(store, seam.policy, seam.completion, rows, 1000), Joiner(store, seam.policy, seam.limits, rows),
-            Flushes(store, rows, tasks), 1000)
-        yield Upkeep(store, seam.policy, locks, use_cases)
+        finisher = Finisher(store, seam.policy, seam.completion, rows, 1000)
+        receiver, flushes = Receiver(store, rows), Flushes(store, rows, tasks)
+        appender = Appender(store, seam.policy, seam.limits, rows, receiver, finisher, flushes, 1000)
+        joiner = Joiner(store, seam.policy, seam.limits, rows)
+        use_cases = Uploads(store, seam.intake, seam.policy, locks, rows, appender, finisher, joiner)
+        yield Upkeep(store, seam.policy, locks, rows, use_cases)
 
 
 async def begun(seam: Seam) -> UploadRecord:
