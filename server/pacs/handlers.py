@@ -7,8 +7,8 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from server.auth import Principal, Role, principal_of
+from server.caching import CACHED, cached, cached_json
 from server.errors import RequestError
-from server.middleware import CACHED, cached, cached_json
 from server.pacs.ingest import blob_path
 from server.pacs.presentation import image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window

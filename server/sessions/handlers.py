@@ -9,9 +9,11 @@ from sqlalchemy import Connection
 from server.admission import Verdict
 from server.auth import principal_of
 from server.bodies import json_body, parse
+from server.caching import cached_json
 from server.errors import SESSION_FAILURES, RequestError
 from server.identifiers import parse_text_id
-from server.middleware import cached_json, problem_body, route_of
+from server.middleware import route_of
+from server.problems import problem_body
 from server.sessions import machine, schema
 from server.sessions.service import Caller, SessionService, View
 from storage.records import ImageRecord, SessionRecord, Status, UploadRecord

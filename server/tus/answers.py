@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from server.admission import Verdict
 from server.auth import Principal
 from server.errors import AppError, RequestError, SessionFailure
-from server.middleware import as_app_error, problem
+from server.problems import as_app_error, problem
 from server.tus import protocol, rufh
 from storage.errors import StorageError
 from storage.records import Status, UploadRecord, UploadState, now

@@ -9,6 +9,8 @@ from pathlib import Path
 from aiohttp import ETag, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
+from server.caching import is_known
+
 CONDITIONS = (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, hdrs.IF_MODIFIED_SINCE, hdrs.IF_UNMODIFIED_SINCE, hdrs.IF_RANGE)
 
 
@@ -17,15 +19,12 @@ def unwanted(request: web.Request, sha256: str) -> web.Response | None:
 
     Dates are not looked at: what a SHA-256 names never changes.
     """
-    if (wanted := request.if_match) is not None and not any(_names(one, sha256) and not one.is_weak for one in wanted):
+    wanted = request.if_match
+    if wanted is not None and not any(one.value in (sha256, "*") and not one.is_weak for one in wanted):
         return web.Response(status=412)
-    if (known := request.if_none_match) is not None and any(_names(one, sha256) for one in known):
+    if is_known(request, sha256):
         return web.Response(status=304, headers={hdrs.ETAG: f'"{sha256}"'})
     return None
-
-
-def _names(tag: ETag, sha256: str) -> bool:
-    return tag.value in (sha256, "*")
 
 
 class Download(web.FileResponse):

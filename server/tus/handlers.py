@@ -5,7 +5,7 @@ from aiohttp import hdrs, web
 from server.admission import AdmitsUploads, NewUpload
 from server.auth import Principal, principal_of
 from server.errors import AppError, RequestError
-from server.middleware import problem
+from server.problems import problem
 from server.tus import protocol
 from server.tus.answers import check_plain_body, failure_headers, progress_of, state_of, told_in_failures, with_verdict
 from server.tus.appending import Patched

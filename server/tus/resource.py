@@ -8,7 +8,8 @@ from aiohttp import hdrs, web
 
 from server.auth import Principal, Role, principal_of
 from server.errors import AppError, RequestError
-from server.middleware import as_app_error, method_not_allowed, problem, verb_of
+from server.middleware import verb_of
+from server.problems import as_app_error, method_not_allowed, problem
 from server.reads import Reads
 from server.tus import protocol, rufh
 from server.tus.answers import close_if_unread, state_of

@@ -7,7 +7,7 @@ from aiohttp import content_disposition_filename, hdrs, parse_content_dispositio
 from server.admission import AdmitsUploads, NewUpload
 from server.auth import principal_of
 from server.errors import AppError, RequestError, SessionFailure
-from server.middleware import problem
+from server.problems import problem
 from server.tus import protocol, rufh
 from server.tus.answers import (
     check_plain_body,

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from server.auth import principal_of
 from server.bodies import Body, json_body, parse
+from server.caching import cached_json
 from server.errors import RequestError
-from server.middleware import cached_json
 from server.webhooks.service import Webhooks
 from storage.records import WebhookDeliveryRecord
 
