@@ -66,9 +66,14 @@ def with_verdict(
     return web.Response(status=status, headers=headers)
 
 
+def has_body(request: web.Request) -> bool:
+    """Whether the request brings bytes."""
+    return request.body_exists and request.content_length != 0
+
+
 def close_if_unread(request: web.Request, response: web.StreamResponse) -> None:
-    """Answer early and close rather than read a body that will be thrown away."""
-    if request.body_exists and not request.content.is_eof():
+    """Answer early and close rather than read a body that will be thrown away, as that of an upload known before."""
+    if has_body(request) and not request.content.is_eof():
         response.force_close()
 
 

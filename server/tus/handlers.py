@@ -7,7 +7,15 @@ from server.auth import Principal, principal_of
 from server.errors import AppError, RequestError
 from server.problems import problem
 from server.tus import protocol
-from server.tus.answers import check_plain_body, failure_headers, progress_of, state_of, told_in_failures, with_verdict
+from server.tus.answers import (
+    check_plain_body,
+    failure_headers,
+    has_body,
+    progress_of,
+    state_of,
+    told_in_failures,
+    with_verdict,
+)
 from server.tus.appending import Patched
 from server.tus.body import UploadBody
 from server.tus.links import Links
@@ -37,10 +45,10 @@ class TusHandlers:
         concat = request.headers.get(protocol.UPLOAD_CONCAT)
         parts = self._parts(concat, who) if concat is not None else []
         length = _total(parts) if parts else protocol.parse_deferred(request.headers)
-        has_body = request.body_exists and request.content_length != 0
-        if parts and (has_body or protocol.UPLOAD_LENGTH in request.headers):
+        brings_bytes = has_body(request)
+        if parts and (brings_bytes or protocol.UPLOAD_LENGTH in request.headers):
             raise RequestError("invalid_header", "a final upload has neither a length nor a body of its own")
-        if has_body:
+        if brings_bytes:
             check_plain_body(request, self._max_size_bytes if length is None else length, protocol.OFFSET_CONTENT_TYPE)
             _check_no_coding(request)
         claims = _claims(request)
@@ -49,7 +57,7 @@ class TusHandlers:
         coding = parse_coding(metadata.get("content_encoding", b"").decode("ascii", "replace"))
         new = NewUpload(length, metadata, raw, request.remote, concat, tuple(part.upload_id for part in parts), coding)
         body = UploadBody(request, self._pace, self._max_size_bytes if length is None else length)
-        if has_body and concat is None and coding is None and not claims:
+        if brings_bytes and concat is None and coding is None and not claims:
             patched = await self._uploads.create_whole(new, who, body)
             if patched is not None:
                 return self._created(request, patched)
@@ -60,7 +68,7 @@ class TusHandlers:
         elif parts:
             verdict = await self._uploads.complete(upload.upload_id, request.remote)
             patched = Patched(*await self._uploads.settled(upload), verdict)
-        elif (has_body or length == 0) and upload.offset_bytes == 0:
+        elif (brings_bytes or length == 0) and upload.offset_bytes == 0:
             body.limit_to(room_of(upload, 0, self._max_size_bytes))
             with told_in_failures(self._links.upload_url(request, upload.upload_id)):
                 patched = await self._uploads.append_first(upload, body, Terms(request.remote, claims))
@@ -70,8 +78,6 @@ class TusHandlers:
             offset = upload.offset_bytes
         response = with_verdict(patched.verdict if patched else None, 201, progress_of(upload, offset))
         response.headers[hdrs.LOCATION] = self._links.upload_url(request, upload.upload_id)
-        if has_body and (not admission.created or (upload.offset_bytes and patched is None)):
-            response.force_close()  # the body is not read: its upload was there before
         return response
 
     def _created(self, request: web.Request, patched: Patched) -> web.Response:

@@ -70,7 +70,7 @@ class FilesResource:
             response = await self._handler(request, speaker)(request)
         except (AppError, StorageError) as error:
             response = speaker.failure(as_app_error(error))
-            close_if_unread(request, response)
+        close_if_unread(request, response)
         if SPOILED in request:
             response.force_close()
         if not response.prepared:

@@ -12,6 +12,7 @@ from server.tus import protocol, rufh
 from server.tus.answers import (
     check_plain_body,
     failure_headers,
+    has_body,
     limit_of,
     progress_of,
     state_of,
@@ -50,13 +51,14 @@ class RufhHandlers:
         complete = rufh.parse_boolean(rufh.field(request.headers, rufh.UPLOAD_COMPLETE))
         if complete is None:
             raise RequestError("unsupported_version", "send Tus-Resumable: 1.0.0 (tus) or Upload-Complete (RUFH)")
-        new, has_body = self._new(request, complete), request.body_exists and request.content_length != 0
+        new, brings_bytes = self._new(request, complete), has_body(request)
         room = self._max_size_bytes if new.length_bytes is None else new.length_bytes
         check_plain_body(request, room, request.content_type)
         claims = rufh.parse_digests(rufh.field(request.headers, rufh.CONTENT_DIGEST))
         who, body = principal_of(request), UploadBody(request, self._pace, room)
         can_be_told = rufh.interop_version(request.headers) is not None
-        if complete and has_body and not can_be_told and not claims and new.content_encoding is new.repr_digest is None:
+        is_plain = not claims and new.content_encoding is None and new.repr_digest is None
+        if complete and brings_bytes and is_plain and not can_be_told:
             patched = await self._uploads.create_whole(new, who, body)
             if patched is not None:
                 response = self._answer(patched, 201, True)
@@ -69,15 +71,13 @@ class RufhHandlers:
         else:
             await self._tell(request, {hdrs.LOCATION: location, **limit_of(upload, self._max_size_bytes)})
             patched = Patched(upload, upload.offset_bytes)
-            if upload.offset_bytes == 0 and (has_body or complete):
+            if upload.offset_bytes == 0 and (brings_bytes or complete):
                 with told_in_failures(location):
                     patched = await self._uploads.append_first(upload, body, self._terms(request, Terms(
                         request.remote, claims, new.length_bytes, complete)))
         taken = admission.created and upload.offset_bytes == 0
         response = self._answer(patched, 201, complete and taken)
         response.headers[hdrs.LOCATION] = location
-        if has_body and not request.content.is_eof():
-            response.force_close()  # the body was not read: its upload was there before
         return response
 
     def _new(self, request: web.Request, complete: bool) -> NewUpload:
