@@ -33,7 +33,6 @@ from server.tus.appending import Appender
 from server.tus.expiry import ExpirySweeper
 from server.tus.finishing import Finisher
 from server.tus.flushing import Flushes
-from server.tus.handlers import TusHandlers
 from server.tus.joining import Joiner
 from server.tus.links import Links
 from server.tus.locks import MachineLocks, UploadLocks
@@ -42,6 +41,7 @@ from server.tus.receiving import Receiver
 from server.tus.resource import FilesResource
 from server.tus.rows import UploadRows
 from server.tus.rufh_handlers import RufhHandlers
+from server.tus.tus_handlers import TusHandlers
 from server.tus.upkeep import Upkeep
 from server.tus.uploads import Uploads
 from server.webhooks.handlers import WebhookHandlers

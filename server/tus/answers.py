@@ -11,7 +11,7 @@ from server.admission import Verdict
 from server.auth import Principal
 from server.errors import AppError, RequestError, SessionFailure
 from server.problems import as_app_error, problem
-from server.tus import protocol, rufh
+from server.tus import rufh_fields, tus_fields
 from storage.errors import StorageError
 from storage.records import Status, UploadRecord, UploadState, now
 
@@ -24,19 +24,19 @@ def is_complete(upload: UploadRecord, offset: int) -> bool:
 def limit_of(upload: UploadRecord | None, max_size_bytes: int) -> dict[str, str]:
     """Upload-Limit, of the server or of one upload."""
     if upload is None or upload.state is not UploadState.OPEN:
-        return {rufh.UPLOAD_LIMIT: rufh.format_limit(max_size_bytes)}
+        return {rufh_fields.UPLOAD_LIMIT: rufh_fields.format_limit(max_size_bytes)}
     left = datetime.fromisoformat(upload.expires_at) - now()
-    return {rufh.UPLOAD_LIMIT: rufh.format_limit(max_size_bytes, math.ceil(left.total_seconds()))}
+    return {rufh_fields.UPLOAD_LIMIT: rufh_fields.format_limit(max_size_bytes, math.ceil(left.total_seconds()))}
 
 
 def progress_of(upload: UploadRecord, offset: int) -> dict[str, str]:
     """Where an upload stands, in both protocols' words."""
-    headers = {rufh.UPLOAD_COMPLETE: rufh.format_boolean(is_complete(upload, offset))}
+    headers = {rufh_fields.UPLOAD_COMPLETE: rufh_fields.format_boolean(is_complete(upload, offset))}
     if not upload.is_final or upload.state is UploadState.FINISHED:
         # SHOULD NOT be told of a final upload before its parts are joined (tus, concatenation)
-        headers[protocol.UPLOAD_OFFSET] = str(offset)
+        headers[tus_fields.UPLOAD_OFFSET] = str(offset)
     if upload.state is UploadState.OPEN:
-        headers[protocol.UPLOAD_EXPIRES] = protocol.format_expires(upload.expires_at)
+        headers[tus_fields.UPLOAD_EXPIRES] = tus_fields.format_expires(upload.expires_at)
     return headers
 
 
@@ -44,13 +44,13 @@ def state_of(upload: UploadRecord, offset: int, max_size_bytes: int, who: Princi
     """All that HEAD tells, in both protocols' words; an expired token hears of offset and length (contract §5)."""
     headers = {**progress_of(upload, offset), **limit_of(upload, max_size_bytes)}
     if upload.length_bytes is None:
-        headers[protocol.UPLOAD_DEFER_LENGTH] = "1"
+        headers[tus_fields.UPLOAD_DEFER_LENGTH] = "1"
     else:
-        headers[protocol.UPLOAD_LENGTH] = str(upload.length_bytes)
+        headers[tus_fields.UPLOAD_LENGTH] = str(upload.length_bytes)
     if upload.upload_metadata and not who.expired:
-        headers[protocol.UPLOAD_METADATA] = upload.upload_metadata
+        headers[tus_fields.UPLOAD_METADATA] = upload.upload_metadata
     if upload.upload_concat is not None:
-        headers[protocol.UPLOAD_CONCAT] = upload.upload_concat
+        headers[tus_fields.UPLOAD_CONCAT] = upload.upload_concat
     return headers
 
 
@@ -60,7 +60,7 @@ def with_verdict(
     """The verdict when it is known (contract §5): Packhorse-Status, or a problem when the content was refused."""
     if verdict is None:
         return web.Response(status=status, headers=headers)
-    headers = {**headers, protocol.PACKHORSE_STATUS: verdict.status}
+    headers = {**headers, tus_fields.PACKHORSE_STATUS: verdict.status}
     if verdict.failure is not None:
         return problem(verdict.failure, headers, status=refused_status)
     return web.Response(status=status, headers=headers)
@@ -92,19 +92,19 @@ def failure_headers(error: AppError) -> dict[str, str]:
     """Fields that go with a failure in either protocol."""
     headers: dict[str, str] = {}
     if isinstance(error, SessionFailure):
-        headers[protocol.PACKHORSE_STATUS] = Status.FAILED
+        headers[tus_fields.PACKHORSE_STATUS] = Status.FAILED
     if "upload_offset" in error.members:
-        headers[protocol.UPLOAD_OFFSET] = str(error.members["upload_offset"])
+        headers[tus_fields.UPLOAD_OFFSET] = str(error.members["upload_offset"])
     if "upload_url" in error.members:
         headers[hdrs.LOCATION] = str(error.members["upload_url"])
     if "upload_expires" in error.members:
-        headers[protocol.UPLOAD_EXPIRES] = protocol.format_expires(str(error.members["upload_expires"]))
+        headers[tus_fields.UPLOAD_EXPIRES] = tus_fields.format_expires(str(error.members["upload_expires"]))
     if error.status == 412:
-        headers["Tus-Version"] = protocol.VERSION  # MUST (core, Tus-Version)
+        headers["Tus-Version"] = tus_fields.VERSION  # MUST (core, Tus-Version)
     return headers
 
 
-def check_plain_body(request: web.Request, room: int, content_type: str) -> None:
+def check_body_headers(request: web.Request, room: int, content_type: str) -> None:
     """Everything that the headers tell against a body, before its first byte is read. RequestError."""
     if request.content_type != content_type:
         raise RequestError("unsupported_media_type", f"Content-Type must be {content_type}")

@@ -103,7 +103,7 @@ class Appender:
             announced = start + (body.declared_bytes or 0)
             self._store.glance(lambda tx: self._limits.check_claim(tx, upload, announced))
         if terms.ends is not None and (body.declared_bytes or 0) > room_of(upload, start, self._max_size_bytes):
-            raise await self._passed(upload)
+            raise await self._end_oversized(upload)
         if _leaves_open(body, terms) != upload.awaits_end:
             upload = await self._rows.await_end(upload, not upload.awaits_end)
         if upload.boot_id != boot_id():
@@ -138,14 +138,14 @@ class Appender:
         failure = await self._interrupted(seen.upload, transfer, error)
         seen = self._rows.look(seen.upload)
         if terms.ends is not None and failure.code == "upload_size_exceeded" and seen.upload.length_bytes is not None:
-            raise await self._passed(seen.upload) from error
+            raise await self._end_oversized(seen.upload) from error
         if terms.ends is not None or failure.code not in STOPPED or not await self._is_whole(seen):
             raise failure from error
         # a client that finds the offset at the end takes the upload for done
         verdict = await self._finisher.finish(seen, terms.peer, nothing_first)
         return Patched(replace(seen.upload, state=UploadState.FINISHED), seen.upload.offset_bytes, verdict)
 
-    async def _passed(self, upload: UploadRecord) -> RequestError:
+    async def _end_oversized(self, upload: UploadRecord) -> RequestError:
         """More bytes than the length that was told MUST make the upload invalid, for good (RUFH §4.4.2)."""
         await self._policy.failed(upload, SessionFailure("SIZE_MISMATCH", "more bytes came than were told of"))
         return RequestError("upload_size_exceeded", "more bytes came than were told of: the upload has ended")
@@ -172,7 +172,7 @@ class Appender:
         """Keep what arrived, note the transfer, and give the error to answer with."""
         if isinstance(error, FlushFailed):
             await self._rows.note(transfer.entry(transfer.start, error.code))
-            return await self._rows.lost(upload, SessionFailure("STAGING_LOST"))
+            return await self._rows.end_lost(upload)
         key = staging(upload.site, upload.upload_id)
         size = await self._store.blobs.size(key)
         entry = transfer.entry(size, error.code)
@@ -186,7 +186,7 @@ class Appender:
             await self._store.write(self._rows.progress(seen.upload, size, entry))
         except FlushFailed:
             await self._rows.note(entry)
-            return await self._rows.lost(upload, SessionFailure("STAGING_LOST"))
+            return await self._rows.end_lost(upload)
         except (NoSpace, Conflict, NotFound) as failure:
             # the bytes are in the page cache and survive kill -9: the offset stays true on this boot
             log.warning("upload.not_flushed", upload_id=upload.upload_id, reason=str(failure))

@@ -58,7 +58,7 @@ class Finisher:
                                session_id=upload.session_id) from None
         except (FlushFailed, NotFound):
             await self._store.write(first)
-            raise await self._rows.lost(upload, SessionFailure("STAGING_LOST")) from None
+            raise await self._rows.end_lost(upload) from None
         try:
             assert standing.session is not None, "parts have none, and are never completed"
             verdict = await self._completion.finished(upload, standing.session, content, peer, first)

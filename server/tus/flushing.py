@@ -11,7 +11,6 @@ import time
 
 import structlog
 
-from server.errors import SessionFailure
 from server.tus.receiving import SEGMENT_BYTES, SEGMENT_S, Transfer
 from server.tus.rows import UploadRows
 from server.worker import Tasks
@@ -81,6 +80,6 @@ class Flushes:
             await self._rows.note(entry)  # another process went on with it, or it has ended: that is in its rows
         except FlushFailed:
             await self._rows.note(entry)
-            await self._rows.lost(upload, SessionFailure("STAGING_LOST"))
+            await self._rows.end_lost(upload)
         except StorageError as error:
             log.warning("upload.not_flushed", upload_id=upload.upload_id, reason=str(error))

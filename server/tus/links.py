@@ -5,7 +5,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from server.errors import RequestError
-from server.tus import protocol
+from server.tus import tus_fields
 
 
 class Links:
@@ -21,6 +21,6 @@ class Links:
     def upload_id(self, request: web.Request) -> str:
         """The id in the request's path. RequestError `not_found` for what cannot be one."""
         upload_id = request.match_info["upload_id"]
-        if not protocol.is_upload_id(upload_id):
+        if not tus_fields.is_upload_id(upload_id):
             raise RequestError("not_found", "there is no such upload")
         return upload_id

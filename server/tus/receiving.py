@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from server.errors import RequestError
 from server.tus.body import UploadBody
 from server.tus.checksum import RunningDigest
-from server.tus.protocol import ChecksumClaim
 from server.tus.rows import UploadRows
+from server.tus.tus_fields import ChecksumClaim
 from storage.blobs.base import BlobKey, Receives, staging
 from storage.errors import StorageError
 from storage.records import AuditEntry, UploadRecord

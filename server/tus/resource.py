@@ -11,16 +11,16 @@ from server.errors import AppError, RequestError
 from server.middleware import verb_of
 from server.problems import as_app_error, method_not_allowed, problem
 from server.reads import Reads
-from server.tus import protocol, rufh
+from server.tus import rufh_fields, tus_fields
 from server.tus.answers import close_if_unread, state_of
 from server.tus.body import SPOILED
 from server.tus.checksum import ALGORITHMS
 from server.tus.download import Download, unwanted
-from server.tus.handlers import TusHandlers
 from server.tus.interim import expect_nothing
 from server.tus.links import Links
 from server.tus.rows import Seen, UploadRows
 from server.tus.rufh_handlers import RufhHandlers
+from server.tus.tus_handlers import TusHandlers
 from server.tus.uploads import Uploads
 from storage.blobs.base import LocalPath, sealed
 from storage.errors import StorageError
@@ -34,8 +34,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 async def name_version(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Tus-Resumable MUST be in every answer of the protocol: also in those that are made before a handler is chosen."""
-    if protocol.TUS_RESUMABLE in request.headers and request.path.startswith("/files"):
-        response.headers[protocol.TUS_RESUMABLE] = protocol.VERSION
+    if tus_fields.TUS_RESUMABLE in request.headers and request.path.startswith("/files"):
+        response.headers[tus_fields.TUS_RESUMABLE] = tus_fields.VERSION
 
 
 class FilesResource:
@@ -64,7 +64,7 @@ class FilesResource:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """With Tus-Resumable a request is tus, without it RUFH (contract §5)."""
-        is_tus = protocol.TUS_RESUMABLE in request.headers
+        is_tus = tus_fields.TUS_RESUMABLE in request.headers
         speaker = self._tus if is_tus else self._rufh
         try:
             response = await self._handler(request, speaker)(request)
@@ -75,7 +75,7 @@ class FilesResource:
             response.force_close()
         if not response.prepared:
             if verb_of(request) == "OPTIONS":
-                response.headers[protocol.TUS_RESUMABLE] = protocol.VERSION
+                response.headers[tus_fields.TUS_RESUMABLE] = tus_fields.VERSION
             # MUST keep proxies from caching what changes (core, HEAD; RUFH §4.3)
             response.headers.setdefault("Cache-Control", "no-store")
         return response
@@ -94,11 +94,12 @@ class FilesResource:
     async def options(self, _request: web.Request) -> web.Response:
         """What this server speaks; needs neither token nor Tus-Resumable (core, OPTIONS; RUFH §4.1.4)."""
         return web.Response(status=204, headers={
-            "Tus-Version": protocol.VERSION, "Tus-Extension": ",".join(protocol.EXTENSIONS),
+            "Tus-Version": tus_fields.VERSION, "Tus-Extension": ",".join(tus_fields.EXTENSIONS),
             "Tus-Max-Size": str(self._max_size_bytes), "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
-            "Accept-Patch": f"{protocol.OFFSET_CONTENT_TYPE}, {rufh.PARTIAL_CONTENT_TYPE}",
+            "Accept-Patch": f"{tus_fields.OFFSET_CONTENT_TYPE}, {rufh_fields.PARTIAL_CONTENT_TYPE}",
             # SHOULD NOT be wider than what an upload is then told (RUFH §4.1.4)
-            rufh.UPLOAD_LIMIT: rufh.format_limit(self._max_size_bytes, int(self._expires_after.total_seconds()))})
+            rufh_fields.UPLOAD_LIMIT: rufh_fields.format_limit(
+                self._max_size_bytes, int(self._expires_after.total_seconds()))})
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """The bytes of a finished upload, with Range; plain HTTP, which waits for no lock."""
@@ -117,14 +118,15 @@ class FilesResource:
             answer.headers.update(state)
             return answer
         await self._reads.note(who, f"upload/{upload.upload_id}", request.remote)
-        declared = protocol.parse_metadata(upload.upload_metadata)
+        declared = tus_fields.parse_metadata(upload.upload_metadata)
         kind = (declared.get("filetype") or declared.get("type") or b"").decode(errors="replace")
         name = (declared.get("filename") or declared.get("name") or b"upload").decode(errors="replace")
         path = self._store.blobs.path(sealed(upload.site, upload.blob_sha256))
         return Download(path, upload.blob_sha256, {
             **state, "Content-Type": kind if kind in SAFE_TYPES else "application/octet-stream",
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",  # RFC 6266 §4.3
-            "X-Content-Type-Options": "nosniff", rufh.REPR_DIGEST: rufh.format_digest(upload.blob_sha256)})
+            "X-Content-Type-Options": "nosniff",
+            rufh_fields.REPR_DIGEST: rufh_fields.format_digest(upload.blob_sha256)})
 
 
 def _check_may_read(who: Principal, seen: Seen) -> None:

@@ -100,11 +100,12 @@ class UploadRows:
             present = alive(self.look(upload)).upload
             if present.state is UploadState.FINISHED:
                 return await self.offset(present)  # since its row was read: staged bytes go only after the row says so
-            raise await self.lost(upload, SessionFailure("STAGING_LOST"))
+            raise await self.end_lost(upload)
         return held
 
-    async def lost(self, upload: UploadRecord, failure: SessionFailure) -> AppError:
-        """End the upload for good; gives what its requests are answered from now on."""
+    async def end_lost(self, upload: UploadRecord) -> AppError:
+        """End for good an upload that is STAGING_LOST; gives what its requests are answered from now on."""
+        failure = SessionFailure("STAGING_LOST")
         await self._policy.failed(upload, failure)
         refusal = self.look(upload).standing.refusal
         return refusal or RequestError("gone", failure.title, session_id=upload.session_id)

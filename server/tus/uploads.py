@@ -100,7 +100,7 @@ class Uploads:
                 return upload, await self._rows.offset(upload)
         return upload, await self._rows.offset(upload)
 
-    async def state(
+    async def retrieve_offset(
         self, upload_id: str, who: Principal, peer: str | None, *, finishes: bool
     ) -> tuple[UploadRecord, int]:
         """Like `settled`, for HEAD. `finishes`: one that only lacks its end, as after a crash, gets it now.

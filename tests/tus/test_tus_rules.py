@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from server.tus.protocol import EXTENSIONS
+from server.tus.tus_fields import EXTENSIONS
 from tests.server import Server, patch, sha256, upload_metadata
 from tests.support import eventually
 from tests.tus.test_extensions import OFFSET_TYPE, begin, deferred, join, part, stored

@@ -6,9 +6,9 @@ from server.admission import AdmitsUploads, NewUpload
 from server.auth import Principal, principal_of
 from server.errors import AppError, RequestError
 from server.problems import problem
-from server.tus import protocol
+from server.tus import tus_fields
 from server.tus.answers import (
-    check_plain_body,
+    check_body_headers,
     failure_headers,
     has_body,
     progress_of,
@@ -20,10 +20,10 @@ from server.tus.appending import Patched
 from server.tus.body import UploadBody
 from server.tus.links import Links
 from server.tus.pace import Pace
-from server.tus.protocol import ChecksumClaim
 from server.tus.receiving import Terms
 from server.tus.representation import parse_coding
 from server.tus.rows import room_of
+from server.tus.tus_fields import ChecksumClaim
 from server.tus.uploads import Uploads
 from storage.records import UploadRecord
 
@@ -42,21 +42,21 @@ class TusHandlers:
         """Creation, with the first bytes in its body where it has any (creation-with-upload)."""
         _check_version(request)
         who = principal_of(request)
-        concat = request.headers.get(protocol.UPLOAD_CONCAT)
+        concat = request.headers.get(tus_fields.UPLOAD_CONCAT)
         parts = self._parts(concat, who) if concat is not None else []
-        length = _total(parts) if parts else protocol.parse_deferred(request.headers)
-        brings_bytes = has_body(request)
-        if parts and (brings_bytes or protocol.UPLOAD_LENGTH in request.headers):
+        length = _total(parts) if parts else tus_fields.parse_deferred(request.headers)
+        room, brings_bytes = self._max_size_bytes if length is None else length, has_body(request)
+        if parts and (brings_bytes or tus_fields.UPLOAD_LENGTH in request.headers):
             raise RequestError("invalid_header", "a final upload has neither a length nor a body of its own")
         if brings_bytes:
-            check_plain_body(request, self._max_size_bytes if length is None else length, protocol.OFFSET_CONTENT_TYPE)
+            check_body_headers(request, room, tus_fields.OFFSET_CONTENT_TYPE)
             _check_no_coding(request)
         claims = _claims(request)
-        raw = request.headers.get(protocol.UPLOAD_METADATA, "")
-        metadata = protocol.parse_metadata(raw)
+        raw = request.headers.get(tus_fields.UPLOAD_METADATA, "")
+        metadata = tus_fields.parse_metadata(raw)
         coding = parse_coding(metadata.get("content_encoding", b"").decode("ascii", "replace"))
         new = NewUpload(length, metadata, raw, request.remote, concat, tuple(part.upload_id for part in parts), coding)
-        body = UploadBody(request, self._pace, self._max_size_bytes if length is None else length)
+        body = UploadBody(request, self._pace, room)
         if brings_bytes and concat is None and coding is None and not claims:
             patched = await self._uploads.create_whole(new, who, body)
             if patched is not None:
@@ -86,15 +86,15 @@ class TusHandlers:
         return response
 
     def _parts(self, concat: str, who: Principal) -> list[UploadRecord]:
-        parts = [self._uploads.find(one, who, reading=False).upload for one in protocol.parse_concat(concat)]
+        parts = [self._uploads.find(one, who, reading=False).upload for one in tus_fields.parse_concat(concat)]
         if not all(part.is_partial for part in parts):
-            raise RequestError("invalid_header", "only partial uploads can be joined", header=protocol.UPLOAD_CONCAT)
+            raise RequestError("invalid_header", "only partial uploads can be joined", header=tus_fields.UPLOAD_CONCAT)
         return parts
 
     async def head(self, request: web.Request) -> web.Response:
         """The offset to go on from; takes an unfinished upload over (contract §5)."""
         _check_version(request)
-        upload, offset = await self._uploads.state(
+        upload, offset = await self._uploads.retrieve_offset(
             self._links.upload_id(request), principal_of(request), request.remote, finishes=True)
         return web.Response(
             status=200, headers=state_of(upload, offset, self._max_size_bytes, principal_of(request)))
@@ -102,10 +102,10 @@ class TusHandlers:
     async def patch(self, request: web.Request) -> web.Response:
         """Bytes at an offset."""
         _check_version(request)
-        offset = protocol.parse_number(protocol.UPLOAD_OFFSET, request.headers.get(protocol.UPLOAD_OFFSET))
-        length = request.headers.get(protocol.UPLOAD_LENGTH)
+        offset = tus_fields.parse_number(tus_fields.UPLOAD_OFFSET, request.headers.get(tus_fields.UPLOAD_OFFSET))
+        length = request.headers.get(tus_fields.UPLOAD_LENGTH)
         terms = Terms(request.remote, _claims(request),
-                      protocol.parse_number(protocol.UPLOAD_LENGTH, length) if length is not None else None)
+                      tus_fields.parse_number(tus_fields.UPLOAD_LENGTH, length) if length is not None else None)
         _check_no_coding(request)
         body = UploadBody(request, self._pace)
 
@@ -114,7 +114,7 @@ class TusHandlers:
             if upload.length_bytes is None and terms.length_bytes is not None:
                 room = max(0, terms.length_bytes - offset)
             if upload.length_bytes is None or offset <= upload.length_bytes:  # beyond it: a wrong offset, told as such
-                check_plain_body(request, room, protocol.OFFSET_CONTENT_TYPE)
+                check_body_headers(request, room, tus_fields.OFFSET_CONTENT_TYPE)
             body.limit_to(room)
 
         patched = await self._uploads.append(
@@ -134,7 +134,7 @@ class TusHandlers:
 
 
 def _check_version(request: web.Request) -> None:
-    if request.headers.get(protocol.TUS_RESUMABLE) != protocol.VERSION:
+    if request.headers.get(tus_fields.TUS_RESUMABLE) != tus_fields.VERSION:
         raise RequestError("unsupported_version")
 
 
@@ -150,5 +150,5 @@ def _total(parts: list[UploadRecord]) -> int | None:
 
 
 def _claims(request: web.Request) -> tuple[ChecksumClaim, ...]:
-    text = request.headers.get(protocol.UPLOAD_CHECKSUM)
-    return (protocol.parse_checksum(text),) if text is not None else ()
+    text = request.headers.get(tus_fields.UPLOAD_CHECKSUM)
+    return (tus_fields.parse_checksum(text),) if text is not None else ()

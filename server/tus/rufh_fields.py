@@ -12,7 +12,7 @@ import http_sf
 from multidict import MultiMapping
 
 from server.errors import RequestError
-from server.tus.protocol import ChecksumClaim
+from server.tus.tus_fields import ChecksumClaim
 
 INTEROP_VERSIONS = ("9", "8")
 INTEROP_VERSION = "Upload-Draft-Interop-Version"
