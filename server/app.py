@@ -12,11 +12,13 @@ from server.health import readiness
 from server.proxies import behind_proxies
 from server.services import Services
 from server.sessions.schema import CreateSession
+from server.tus import rufh_fields, tus_fields
 from server.tus.resource import name_version
 from storage import tokens
 
 VERSION = "0.1.0"
 MAX_JSON_BYTES = 1024 * 1024
+PROTOCOLS = (f"tus-{tus_fields.VERSION}", f"rufh-{rufh_fields.INTEROP_VERSIONS[0]}", "dicom")
 
 
 def create_app(services: Services) -> web.Application:
@@ -88,7 +90,7 @@ class _Surface:
         principal_of(request)
         uploads = self._services.settings.uploads
         return web.json_response({
-            "product": "packhorse", "version": VERSION, "protocols": ["tus-1.0.0", "rufh-9", "dicom"],
+            "product": "packhorse", "version": VERSION, "protocols": list(PROTOCOLS),
             "accepted_fields": {"create_session": list(CreateSession.model_fields)},
             "limits": {"max_size_bytes": uploads.max_size_bytes, "max_json_bytes": MAX_JSON_BYTES,
                        "expires_after_days": uploads.expires_after_days, "batch": 100}})

@@ -100,7 +100,7 @@ def failure_headers(error: AppError) -> dict[str, str]:
     if "upload_expires" in error.members:
         headers[tus_fields.UPLOAD_EXPIRES] = tus_fields.format_expires(str(error.members["upload_expires"]))
     if error.status == 412:
-        headers["Tus-Version"] = tus_fields.VERSION  # MUST (core, Tus-Version)
+        headers[tus_fields.TUS_VERSION] = tus_fields.VERSION  # MUST (core, Tus-Resumable)
     return headers
 
 

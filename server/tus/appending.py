@@ -158,7 +158,7 @@ class Appender:
         return not upload.is_final and await self._rows.offset(upload) == upload.length_bytes
 
     async def _ended(self, upload: UploadRecord, end: int, terms: Terms) -> UploadRecord:
-        """With RUFH's Upload-Complete the end tells the length, or must agree with it."""
+        """With RUFH's Upload-Complete the end tells the length, or MUST agree with it (RUFH §4.1.3)."""
         if not terms.ends or end == upload.length_bytes:
             return upload
         if upload.length_bytes is not None:
@@ -196,7 +196,7 @@ class Appender:
 
 
 def _told_length(start: int, body: UploadBody, terms: Terms) -> int | None:
-    """The length that a request tells; RUFH's last one tells it by its Content-Length too, and both MUST match."""
+    """The length that a request tells; RUFH's last one by its Content-Length too: both MUST match (RUFH §4.1.3)."""
     if not terms.ends or body.declared_bytes is None:
         return terms.length_bytes
     length = start + body.declared_bytes

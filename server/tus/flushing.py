@@ -11,10 +11,10 @@ import time
 
 import structlog
 
-from server.tus.receiving import SEGMENT_BYTES, SEGMENT_S, Transfer
+from server.tus.receiving import Transfer
 from server.tus.rows import UploadRows
 from server.worker import Tasks
-from storage.blobs.base import staging
+from storage.blobs.base import SEGMENT_BYTES, SEGMENT_S, staging
 from storage.errors import Conflict, FlushFailed, NotFound, StorageError
 from storage.records import UploadRecord
 from storage.store import Store

@@ -12,13 +12,10 @@ from server.tus.body import UploadBody
 from server.tus.checksum import RunningDigest
 from server.tus.rows import UploadRows
 from server.tus.tus_fields import ChecksumClaim
-from storage.blobs.base import BlobKey, Receives, staging
+from storage.blobs.base import SEGMENT_BYTES, SEGMENT_S, BlobKey, Receives, staging
 from storage.errors import StorageError
 from storage.records import AuditEntry, UploadRecord
 from storage.store import Store
-
-SEGMENT_BYTES = 64 * 1024 * 1024
-SEGMENT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ class Receiver:
                 await self._store.blobs.append(aside, 0, source, flush=False)
             for digest, claim in zip(digests, claims, strict=True):
                 if not hmac.compare_digest(digest.digest(), claim.digest):
-                    raise RequestError("chunk_checksum_mismatch")
+                    raise RequestError("chunk_checksum_mismatch")  # MUST be discarded: below (checksum)
             return await self._store.blobs.append(key, start, self._store.blobs.read(aside), flush=False)
         finally:
             await self._store.blobs.delete(aside)

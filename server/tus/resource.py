@@ -27,13 +27,14 @@ from storage.errors import StorageError
 from storage.records import UploadState
 from storage.store import Store
 
+ACCEPT_PATCH = "Accept-Patch"  # RFC 5789 §3.1
 SAFE_TYPES = frozenset({"application/dicom", "image/png", "image/jpeg", "application/pdf"})
 VERBS = {"/files": ("OPTIONS", "POST"), "/files/{upload_id}": ("OPTIONS", "HEAD", "PATCH", "DELETE", "POST", "GET")}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def name_version(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Tus-Resumable MUST be in every answer of the protocol: also in those that are made before a handler is chosen."""
+    """Tus-Resumable MUST be in every answer (core, Tus-Resumable), those before a handler is chosen too."""
     if tus_fields.TUS_RESUMABLE in request.headers and request.path.startswith("/files"):
         response.headers[tus_fields.TUS_RESUMABLE] = tus_fields.VERSION
 
@@ -94,9 +95,10 @@ class FilesResource:
     async def options(self, _request: web.Request) -> web.Response:
         """What this server speaks; needs neither token nor Tus-Resumable (core, OPTIONS; RUFH §4.1.4)."""
         return web.Response(status=204, headers={
-            "Tus-Version": tus_fields.VERSION, "Tus-Extension": ",".join(tus_fields.EXTENSIONS),
-            "Tus-Max-Size": str(self._max_size_bytes), "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
-            "Accept-Patch": f"{tus_fields.OFFSET_CONTENT_TYPE}, {rufh_fields.PARTIAL_CONTENT_TYPE}",
+            tus_fields.TUS_VERSION: tus_fields.VERSION, tus_fields.TUS_EXTENSION: ",".join(tus_fields.EXTENSIONS),
+            tus_fields.TUS_MAX_SIZE: str(self._max_size_bytes),
+            tus_fields.TUS_CHECKSUM_ALGORITHM: ",".join(ALGORITHMS),
+            ACCEPT_PATCH: f"{tus_fields.OFFSET_CONTENT_TYPE}, {rufh_fields.PARTIAL_CONTENT_TYPE}",
             # SHOULD NOT be wider than what an upload is then told (RUFH §4.1.4)
             rufh_fields.UPLOAD_LIMIT: rufh_fields.format_limit(
                 self._max_size_bytes, int(self._expires_after.total_seconds()))})

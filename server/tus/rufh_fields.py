@@ -12,13 +12,12 @@ import http_sf
 from multidict import MultiMapping
 
 from server.errors import RequestError
-from server.tus.tus_fields import ChecksumClaim
+from server.tus.checksum import ALGORITHMS
+from server.tus.tus_fields import UPLOAD_LENGTH, UPLOAD_OFFSET, ChecksumClaim
 
 INTEROP_VERSIONS = ("9", "8")
 INTEROP_VERSION = "Upload-Draft-Interop-Version"
 UPLOAD_COMPLETE = "Upload-Complete"
-UPLOAD_OFFSET = "Upload-Offset"
-UPLOAD_LENGTH = "Upload-Length"
 UPLOAD_LIMIT = "Upload-Limit"
 REPR_DIGEST = "Repr-Digest"
 CONTENT_DIGEST = "Content-Digest"
@@ -26,9 +25,8 @@ PARTIAL_CONTENT_TYPE = "application/partial-upload"
 PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
 MOST = 10**15 - 1  # an Integer of RFC 9651 §3.3.1 has at most 15 digits
 
-ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512"}
+ACTIVE = {"sha-256": "sha256", "sha-512": "sha512"}
 """The active algorithms of RFC 9530 §5 → their names in hashlib."""
-SIZES = {"sha256": 32, "sha512": 64}
 
 
 def field(headers: MultiMapping[str], name: str) -> str | None:
@@ -69,9 +67,9 @@ def parse_digests(text: str | None) -> tuple[ChecksumClaim, ...]:
     except (ValueError, UnicodeEncodeError):
         return ()
     claims = []
-    for name, algorithm in ALGORITHMS.items():
+    for name, algorithm in ACTIVE.items():
         digest = values[name][0] if name in values else None
-        if isinstance(digest, bytes) and len(digest) == SIZES[algorithm]:
+        if isinstance(digest, bytes) and len(digest) == ALGORITHMS[algorithm]:
             claims.append(ChecksumClaim(algorithm, digest))
     return tuple(claims)
 

@@ -81,9 +81,10 @@ class RufhHandlers:
         return response
 
     def _new(self, request: web.Request, complete: bool) -> NewUpload:
-        length = rufh_fields.parse_integer(rufh_fields.field(request.headers, rufh_fields.UPLOAD_LENGTH))
+        length = rufh_fields.parse_integer(rufh_fields.field(request.headers, tus_fields.UPLOAD_LENGTH))
         if complete and request.content_length is not None:
             if length not in (None, request.content_length):
+                # what tells the length MUST agree (§4.1.3)
                 raise RequestError("inconsistent_upload_length", "Upload-Length and Content-Length differ")
             length = request.content_length
         raw = request.headers.get(tus_fields.UPLOAD_METADATA, "")
@@ -104,7 +105,7 @@ class RufhHandlers:
 
     async def head(self, request: web.Request) -> web.Response:
         """Offset retrieval (§4.3); takes an unfinished upload over."""
-        if {rufh_fields.UPLOAD_OFFSET, rufh_fields.UPLOAD_COMPLETE} & set(request.headers):
+        if {tus_fields.UPLOAD_OFFSET, rufh_fields.UPLOAD_COMPLETE} & set(request.headers):
             raise RequestError("invalid_header", "a request for the offset states none")
         upload, offset = await self._uploads.retrieve_offset(
             self._links.upload_id(request), principal_of(request), request.remote, finishes=False)
@@ -134,14 +135,14 @@ class RufhHandlers:
 
     async def delete(self, request: web.Request) -> web.Response:
         """Upload cancellation (§4.5)."""
-        if {rufh_fields.UPLOAD_OFFSET, rufh_fields.UPLOAD_COMPLETE} & set(request.headers):
+        if {tus_fields.UPLOAD_OFFSET, rufh_fields.UPLOAD_COMPLETE} & set(request.headers):
             raise RequestError("invalid_header", "a cancellation states no offset")
         await self._uploads.delete(self._links.upload_id(request), principal_of(request))
         return web.Response(status=204)
 
     def _terms(self, request: web.Request, terms: Terms) -> Terms:
         async def progress(durable: int) -> None:
-            await self._tell(request, {rufh_fields.UPLOAD_OFFSET: str(durable)})
+            await self._tell(request, {tus_fields.UPLOAD_OFFSET: str(durable)})
 
         return replace(terms, on_durable=progress)
 

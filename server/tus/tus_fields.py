@@ -19,6 +19,10 @@ EXTENSIONS = (
 OFFSET_CONTENT_TYPE = "application/offset+octet-stream"
 
 TUS_RESUMABLE = "Tus-Resumable"
+TUS_VERSION = "Tus-Version"
+TUS_EXTENSION = "Tus-Extension"
+TUS_MAX_SIZE = "Tus-Max-Size"
+TUS_CHECKSUM_ALGORITHM = "Tus-Checksum-Algorithm"
 UPLOAD_OFFSET = "Upload-Offset"
 UPLOAD_LENGTH = "Upload-Length"
 UPLOAD_METADATA = "Upload-Metadata"

@@ -119,8 +119,8 @@ class TusHandlers:
 
         patched = await self._uploads.append(
             self._links.upload_id(request), principal_of(request), offset, body, terms, check)
-        response = with_verdict(patched.verdict, 204, progress_of(patched.upload, patched.offset))
-        return response
+        # MUST be 204 with the new Upload-Offset (core, PATCH)
+        return with_verdict(patched.verdict, 204, progress_of(patched.upload, patched.offset))
 
     async def delete(self, request: web.Request) -> web.Response:
         """Termination."""
@@ -135,7 +135,7 @@ class TusHandlers:
 
 def _check_version(request: web.Request) -> None:
     if request.headers.get(tus_fields.TUS_RESUMABLE) != tus_fields.VERSION:
-        raise RequestError("unsupported_version")
+        raise RequestError("unsupported_version")  # MUST be 412, and nothing is processed (core, Tus-Resumable)
 
 
 def _check_no_coding(request: web.Request) -> None:
@@ -144,7 +144,7 @@ def _check_no_coding(request: web.Request) -> None:
 
 
 def _total(parts: list[UploadRecord]) -> int | None:
-    """The length of the whole, None while a part's is not known (concatenation-unfinished)."""
+    """The length of the whole MUST be the sum of its parts' (concatenation); None while one is not known."""
     lengths = [part.length_bytes for part in parts]
     return sum(length for length in lengths if length is not None) if None not in lengths else None
 

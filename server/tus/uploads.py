@@ -129,7 +129,7 @@ class Uploads:
 
         async def fits(upload: UploadRecord, is_wrong: Callable[[int], bool]) -> int:
             if upload.is_final:
-                raise RequestError("final_upload")
+                raise RequestError("final_upload")  # MUST be 403 (concatenation, Upload-Concat)
             # the offset first: a client that is told of it can go on, whatever else is wrong with this body
             if is_wrong(stored := await self._rows.offset(upload)):
                 raise _wrong_offset(offset, stored)
@@ -238,5 +238,6 @@ def _expiry_told(upload: UploadRecord) -> Iterator[None]:
 
 
 def _wrong_offset(offset: int, stored: int) -> RequestError:
+    """MUST be 409, and the upload stays as it is (core, PATCH; RUFH §4.4.2)."""
     return RequestError("offset_mismatch", f"the stored offset is {stored}", upload_offset=stored,
                         provided_offset=offset)

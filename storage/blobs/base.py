@@ -59,6 +59,9 @@ class Sealed:
 
 
 HEAD_BYTES = 256
+SEGMENT_BYTES = 64 * 1024 * 1024
+SEGMENT_S = 5.0
+"""Bytes that come are put on the medium after so many, or so long (contract §2)."""
 
 
 class BlobStore(Protocol):

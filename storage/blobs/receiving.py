@@ -12,13 +12,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from storage.blobs.base import Source
+from storage.blobs.base import SEGMENT_BYTES, SEGMENT_S, Source
 
 BUFFER_BYTES = 1024 * 1024
 BUFFERS_EACH = 4
 BLOCK_BYTES = 4096
-SEGMENT_BYTES = 64 * 1024 * 1024
-SEGMENT_S = 5.0
 
 
 class Buffers:
