@@ -153,11 +153,6 @@ class Connections:
         self._watched[inner] = _Watched(inner, self._header_timeout_s, lambda: self._watched.pop(inner, None))
         return self._watched[inner]
 
-    @property
-    def count(self) -> int:
-        """How many are open."""
-        return len(self._watched)
-
     @web.middleware
     async def watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Stop the clock while a request is handled; refuse headers without end."""

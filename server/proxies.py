@@ -2,11 +2,13 @@
 
 import ipaddress
 import re
+from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from server.middleware import Handler
+from server.settings import Http
 
 FORWARDED_URL: web.RequestKey[str] = web.RequestKey("forwarded_url", str)
 """The base URL that the client used, where a trusted proxy told it."""
@@ -31,6 +33,28 @@ def behind_proxies(trusted: list[str]) -> Middleware:
         return await handler(clone)
 
     return unfold
+
+
+def base_url_of(http: Http) -> Callable[[web.Request], str]:
+    """What clients are told: the configured public URL, else a trusted proxy's word, else where the connection came in.
+
+    Never a raw Host header, which the client makes up (contract §5).
+    """
+    public_url = http.public_url.rstrip("/")
+
+    def base_url(request: web.Request) -> str:
+        if public_url:
+            return public_url
+        if FORWARDED_URL in request:
+            return request[FORWARDED_URL]
+        transport = request.transport
+        name = transport.get_extra_info("sockname") if transport is not None else None
+        if name is None:
+            return f"http://{http.host}:{http.port}"
+        host = f"[{name[0]}]" if ":" in name[0] else name[0]  # RFC 3986 §3.2.2
+        return f"http://{host}:{name[1]}"
+
+    return base_url
 
 
 def _is_in(address: str | None, networks: list[Network]) -> bool:

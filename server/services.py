@@ -1,6 +1,5 @@
 """Who is handed to whom: the only file that knows every feature."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,7 +17,7 @@ from server.pacs.handlers import ImageHandlers
 from server.pacs.ingest import Ingester
 from server.pacs.presentation import image_json
 from server.pacs.render import Renderer
-from server.proxies import FORWARDED_URL
+from server.proxies import base_url_of
 from server.reads import Reads
 from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
@@ -74,7 +73,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     """Make every service and hand it what it needs."""
     given = settings.uploads
     max_size_bytes, expires_after = given.max_size_bytes, timedelta(days=given.expires_after_days)
-    base_url = base_url_of(settings)
+    base_url = base_url_of(settings.http)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
     ingester = Ingester(
@@ -131,25 +130,3 @@ def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
         check_called_ae_title=dicom.check_called_ae_title, require_known_peers=settings.require_known_peers,
         peers=tuple(Peer(peer.ae_title, peer_networks(peer)) for peer in dicom.peers)
         if settings.require_known_peers else ()), arrivals.receive)
-
-
-def base_url_of(settings: Settings) -> Callable[[web.Request], str]:
-    """What clients are told: the configured public URL, else a trusted proxy's word, else where the connection came in.
-
-    Never a raw Host header, which the client makes up (contract §5).
-    """
-    public_url = settings.http.public_url.rstrip("/")
-
-    def base_url(request: web.Request) -> str:
-        if public_url:
-            return public_url
-        if FORWARDED_URL in request:
-            return request[FORWARDED_URL]
-        transport = request.transport
-        name = transport.get_extra_info("sockname") if transport is not None else None
-        if name is None:
-            return f"http://{settings.http.host}:{settings.http.port}"
-        host = f"[{name[0]}]" if ":" in name[0] else name[0]  # RFC 3986 §3.2.2
-        return f"http://{host}:{name[1]}"
-
-    return base_url

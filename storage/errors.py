@@ -9,7 +9,6 @@ StorageError
 │   └── FlushFailed an fsync failed: what it covered is not known to be durable, never retry it
 ├── OffsetMismatch  an append does not start where the stored bytes end
 ├── DigestMismatch  the sealed bytes are not the expected ones
-├── Busy            another process holds what is needed
 └── UnusableDatabase  the file is damaged, no database, or one of a newer version
 """
 
@@ -67,11 +66,6 @@ class DigestMismatch(StorageError):
 
     def __init__(self, expected: str, actual: str) -> None:
         super().__init__(f"expected {expected}, got {actual}")
-        self.actual = actual
-
-
-class Busy(StorageError):
-    """Another process holds what is needed."""
 
 
 class UnusableDatabase(StorageError):

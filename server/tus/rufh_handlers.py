@@ -130,8 +130,7 @@ class RufhHandlers:
         patched = await self._uploads.append(
             self._links.upload_id(request), principal_of(request), append.offset, body, self._terms(request, Terms(
                 request.remote, claims, append.length_bytes, append.complete)), check)
-        response = self._answer(patched, 204, append.complete)
-        return response
+        return self._answer(patched, 204, append.complete)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Upload cancellation (§4.5)."""
