@@ -23,12 +23,6 @@ SMALL_BYTES = 4 * 1024 * 1024
 """Up to this size finish and ingest are one transaction (contract §2): the header is read before it."""
 
 
-def claims_dicom(file_name: str, content_type: str | None) -> bool:
-    """Whether the sender calls it DICOM; then anything else is refused (contract §10)."""
-    return (content_type or "").split(";")[0].strip().lower() == "application/dicom" or file_name.lower().endswith(
-        (".dcm", ".dicom"))
-
-
 class Completion:
     """The end of an upload: sealed bytes, rows, verdict, receipt."""
 
@@ -48,37 +42,52 @@ class Completion:
         self, upload: UploadRecord, record: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
     ) -> Verdict | None:
         """Every byte is held: note it and file the content; None when that takes longer than `sync_wait_s`."""
-        if upload.state is UploadState.OPEN and sealed.size_bytes <= SMALL_BYTES:
-            inspected = await self.inspect(sealed, _origin(record))
+        if upload.state is not UploadState.OPEN:
+            ingesting = self._ingesting.get(upload.upload_id) or await self._ingest_again(upload)
+            return await self._wait_for(ingesting) if ingesting is not None else None
+        if sealed.size_bytes <= SMALL_BYTES:
+            return await self._finish_and_file(upload, record, sealed, peer, first)
+        return await self._wait_for(await self._finish_and_queue(upload, sealed, peer, first))
 
-            def unit(tx: Connection) -> Verdict:
-                first(tx)
-                present = sessions.get(tx, upload.site, session_of(upload))
-                return self.at_once(tx, upload, present, sealed, inspected, peer)
+    async def _finish_and_file(
+        self, upload: UploadRecord, record: SessionRecord, sealed: Sealed, peer: str | None, first: Unit
+    ) -> Verdict:
+        """All in one transaction, for what is small."""
+        inspected = await self.inspect(sealed, _origin(record))
 
-            verdict = await self._store.write(unit)
-            self.on_stored()
-            return verdict
-        if upload.state is UploadState.OPEN:
+        def unit(tx: Connection) -> Verdict:
+            first(tx)
+            present = sessions.get(tx, upload.site, session_of(upload))
+            return self.at_once(tx, upload, present, sealed, inspected, peer)
 
-            def finish(tx: Connection) -> JobRecord:
-                first(tx)
-                record = sessions.get(tx, upload.site, session_of(upload))
-                present, columns = self._finish(tx, upload, record, sealed, peer)
-                sessions.change(tx, present.session_id, present.status, **columns)
-                return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S)
+        verdict = await self._store.write(unit)
+        self.on_stored()
+        return verdict
 
-            return await self._wait_for(self._begin(await self._store.write(finish)))
-        if upload.upload_id in self._ingesting:
-            return await self._wait_for(self._ingesting[upload.upload_id])
+    async def _finish_and_queue(
+        self, upload: UploadRecord, sealed: Sealed, peer: str | None, first: Unit
+    ) -> "asyncio.Future[Verdict]":
+        """The finish and a job in one transaction; the ingest is begun here and now."""
 
-        def again(tx: Connection) -> JobRecord | None:
-            if jobs.is_held(tx, "ingest", upload.upload_id):
-                return None  # another process is at it: taking its lease would only make it begin anew
+        def unit(tx: Connection) -> JobRecord:
+            first(tx)
+            record = sessions.get(tx, upload.site, session_of(upload))
+            present, columns = self._finish(tx, upload, record, sealed, peer)
+            sessions.change(tx, present.session_id, present.status, **columns)
             return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S)
 
-        job = await self._store.write(again)
-        return await self._wait_for(self._begin(job)) if job is not None else None
+        return self._begin(await self._store.write(unit))
+
+    async def _ingest_again(self, upload: UploadRecord) -> "asyncio.Future[Verdict] | None":
+        """The ingest of a finished upload, begun anew; None while another process is at it."""
+
+        def unit(tx: Connection) -> JobRecord | None:
+            if jobs.is_held(tx, "ingest", upload.upload_id):
+                return None  # taking its lease would only make it begin anew
+            return jobs.enqueue(tx, upload.site, "ingest", upload.upload_id, Worker.LEASE_S)
+
+        job = await self._store.write(unit)
+        return self._begin(job) if job is not None else None
 
     def _begin(self, job: JobRecord) -> "asyncio.Future[Verdict]":
         ingesting = self._tasks.spawn(leased(self._store, job, self._ingest(job)), f"ingest-{job.subject}")
@@ -184,12 +193,26 @@ def session_of(upload: UploadRecord) -> str:
     return upload.session_id
 
 
-def _origin(record: SessionRecord) -> Origin:
+def origin_of(
+    site: str, sender: str, file_name: str, content_type: str | None, *, radiology_order_id: str | None = None,
+    session_id: str | None = None,
+) -> Origin:
+    """Where a file came from, as the PACS is told: the last two once its session is made."""
     return Origin(
-        site=record.site, door=Door.TUS, actor=record.principal,
-        claims_dicom=claims_dicom(record.file_name, record.content_type),
-        radiology_order_id=record.radiology_order_id, session_id=record.session_id, file_name=record.file_name,
-        content_type=record.content_type)
+        site=site, door=Door.TUS, actor=sender, claims_dicom=_claims_dicom(file_name, content_type),
+        radiology_order_id=radiology_order_id, session_id=session_id, file_name=file_name, content_type=content_type)
+
+
+def _origin(record: SessionRecord) -> Origin:
+    return origin_of(
+        record.site, record.principal, record.file_name, record.content_type,
+        radiology_order_id=record.radiology_order_id, session_id=record.session_id)
+
+
+def _claims_dicom(file_name: str, content_type: str | None) -> bool:
+    """Whether the sender calls it DICOM; then anything else is refused (contract §10)."""
+    return (content_type or "").split(";")[0].strip().lower() == "application/dicom" or file_name.lower().endswith(
+        (".dcm", ".dicom"))
 
 
 def _known_verdict(record: SessionRecord) -> Verdict | None:

@@ -9,9 +9,8 @@ from sqlalchemy import Connection
 from server.admission import Admission, NewUpload, Taken
 from server.auth import Principal, Role
 from server.errors import RequestError
-from server.filing import Origin
 from server.sessions import creation, machine
-from server.sessions.completion import Completion, claims_dicom
+from server.sessions.completion import Completion, origin_of
 from server.sessions.limits import Limits
 from server.sessions.metadata import texts_of, wanted_session
 from server.sessions.schema import NewSession
@@ -20,7 +19,6 @@ from storage.blobs.base import Piece, Span, boot_id, staging
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound
 from storage.records import (
     AuditEntry,
-    Door,
     SessionRecord,
     Sha256,
     Status,
@@ -96,8 +94,8 @@ class Intake:
         key, expected = staging(spare.site, spare.upload_id), Sha256(wanted.checksum_sha256 or "") or None
         try:
             content_sealed = await self._store.blobs.seal(key, expected, Piece(0, content))
-            inspected = await self._completion.inspect(content_sealed, Origin(
-                who.site, Door.TUS, who.name, claims_dicom(wanted.file_name, wanted.content_type)))
+            inspected = await self._completion.inspect(
+                content_sealed, origin_of(who.site, who.name, wanted.file_name, wanted.content_type))
         except (DigestMismatch, NoSpace, FlushFailed, NotFound):  # not found: clean-up took what had lain there
             await self._store.blobs.delete(key)
             return None
