@@ -77,14 +77,6 @@ class Verdict:
     failure: SessionFailure | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """An upload that was made and finished at once."""
-
-    upload: UploadRecord
-    verdict: Verdict
-
-
 Unit = Callable[[Connection], None]
 
 
@@ -97,7 +89,7 @@ class AdmitsUploads(Protocol):
 
     async def admit_whole(
         self, new: NewUpload, who: Principal, content: bytes, first: Callable[[Connection, UploadRecord], None]
-    ) -> Taken | None:
+    ) -> UploadRecord | None:
         """Make, finish and file an upload whose `content` is all here, in one transaction; `first` runs in it.
 
         None, nothing done, where that cannot be: `admit` then finds out why. RequestError as `admit`.

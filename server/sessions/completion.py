@@ -57,8 +57,8 @@ class Completion:
 
         def unit(tx: Connection) -> Verdict:
             first(tx)
-            present = sessions.get(tx, upload.site, session_of(upload))
-            return self.at_once(tx, upload, present, sealed, inspected, peer)
+            record = sessions.get(tx, upload.site, session_of(upload))
+            return self._file(tx, *self._finish(tx, upload, record, sealed, peer), inspected)
 
         verdict = await self._store.write(unit)
         self.on_stored()
@@ -138,12 +138,19 @@ class Completion:
         except SessionFailure as failure:
             return failure
 
-    def at_once(
-        self, tx: Connection, upload: UploadRecord, record: SessionRecord, sealed: Sealed,
-        inspected: Inspection | SessionFailure, peer: str | None,
-    ) -> Verdict:
-        """A unit of work: `record`, which was read or made in it, is finished and filed. Conflict if it moved on."""
-        return self._file(tx, *self._finish(tx, upload, record, sealed, peer), inspected)
+    def file_new(
+        self, tx: Connection, upload: UploadRecord, record: SessionRecord, sealed: Sealed, inspected: Inspection,
+        peer: str | None,
+    ) -> SessionRecord:
+        """A unit of work: what becomes of a session and an upload that have no rows yet. The caller writes both, once.
+
+        Conflict when the content is refused: such a session is made first, and then fails.
+        """
+        held, _ = self._hold(tx, upload, record, sealed, peer)
+        stored = self._store_session(tx, held, inspected)
+        if isinstance(stored, SessionFailure):
+            raise Conflict("the content is refused")
+        return replace(held, updated_at=stored["synced_at"], **stored)
 
     def _finish(
         self, tx: Connection, upload: UploadRecord, record: SessionRecord, sealed: Sealed, peer: str | None
@@ -154,8 +161,13 @@ class Completion:
         """
         if record.status is not Status.BINARY_UPLOADING:
             raise Conflict("the session moved on")
-        self._store.keep(tx, sealed)
         uploads.finish(tx, upload.upload_id, sealed.sha256)
+        return self._hold(tx, upload, record, sealed, peer)
+
+    def _hold(
+        self, tx: Connection, upload: UploadRecord, record: SessionRecord, sealed: Sealed, peer: str | None
+    ) -> tuple[SessionRecord, Columns]:
+        self._store.keep(tx, sealed)
         position = note(tx, record, "upload.finished", upload.principal, peer,
                         upload_id=upload.upload_id, size=sealed.size_bytes, sha256=sealed.sha256)
         columns: Columns = {"binary_uploaded_at": timestamp(), "blob_sha256": sealed.sha256, "seq": position.seq}
@@ -169,22 +181,26 @@ class Completion:
         self, tx: Connection, record: SessionRecord, columns: Columns, inspected: Inspection | SessionFailure
     ) -> Verdict:
         """Rows of the PACS, SYNCED, receipt, audit, and `columns` of the session; or FAILED with the reason."""
-        if isinstance(inspected, SessionFailure):
-            fail(tx, record, inspected, "server", **columns)
-            return Verdict(Status.FAILED, inspected)
+        stored = inspected if isinstance(inspected, SessionFailure) else self._store_session(tx, record, inspected)
+        if isinstance(stored, SessionFailure):
+            fail(tx, record, stored, "server", **columns)
+            return Verdict(Status.FAILED, stored)
+        sessions.change(tx, record.session_id, record.status, **columns | stored)
+        return Verdict(Status.SYNCED)
+
+    def _store_session(
+        self, tx: Connection, record: SessionRecord, inspected: Inspection
+    ) -> Columns | SessionFailure:
+        """Rows of the PACS, receipt and audit. Gives the columns that make the session SYNCED, or why it cannot be."""
         filed = self._files.file(tx, inspected, _origin(record))
         if filed.failure is not None or filed.image is None:
-            failure = filed.failure or SessionFailure("INTERNAL")
-            fail(tx, record, failure, "server", **columns)
-            return Verdict(Status.FAILED, failure)
+            return filed.failure or SessionFailure("INTERNAL")
         position = note(tx, record, "session.stored", "server", image_id=filed.image.id, sha256=inspected.sha256,
                         deduplicated=filed.deduplicated)
         claims = receipts.session_claims(record, filed.image, inspected, position)
         stored = {"server_image_id": filed.image.id, "synced_at": timestamp(), "receipt": self._signer.sign(claims),
                   "duplicate_of": _twin(tx, record)}
-        changed = walk(tx, record, [(Status.SYNCED, columns | stored)], "server", None)
-        sessions.change(tx, record.session_id, record.status, **changed)
-        return Verdict(Status.SYNCED)
+        return walk(tx, record, [(Status.SYNCED, stored)], "server", None)
 
 
 def session_of(upload: UploadRecord) -> str:

@@ -62,6 +62,17 @@ def create(
 
     `for_bytes`: a new one goes on to BINARY_UPLOADING at once.
     """
+    created = plan(tx, new, who, name_order, peer, for_bytes=for_bytes)
+    if created.new:
+        insert(tx, created.session, who)
+    return created
+
+
+def plan(
+    tx: Connection, new: NewSession, who: Principal, name_order: NameOrder, peer: str | None, *,
+    for_bytes: bool = False,
+) -> Created:
+    """Like `create`, but a new session is audited only: the caller inserts it, with what else becomes of it."""
     visit = _visit(tx, new, who, name_order)
     known = sessions.find(tx, who.site, new.session_id) if new.session_id else None
     if known is not None:
@@ -80,13 +91,16 @@ def create(
     record = _record(new, visit, who, key, holder.session_id if holder else None)
     position = note(tx, record, "session.created", who.name, peer, supersedes=record.supersedes)
     changed = walk(tx, record, taking_bytes(record), who.name, peer) if for_bytes else {"seq": position.seq}
-    record = replace(record, **changed)
+    return Created(replace(record, **changed), new=True)
+
+
+def insert(tx: Connection, record: SessionRecord, who: Principal) -> None:
+    """The row of a session that `plan` made. RequestError `session_conflict`."""
     try:
         sessions.add(tx, record)
     except Refused as error:  # the id exists in another site, which must not be told apart
         raise RequestError("session_conflict", "this session_id is taken", fields=["session_id"]) from error
     sessions.add_first_member(tx, who.site, record.session_id, who.name)
-    return Created(record, new=True)
 
 
 def _visit(tx: Connection, new: NewSession, who: Principal, name_order: NameOrder) -> str | None:
@@ -192,5 +206,12 @@ def attach(
     uploads.add(tx, upload)
     if part_ids:
         uploads.add_parts(tx, record.site, upload.upload_id, part_ids)
-    note(tx, record, "upload.created", who.name, peer, upload_id=upload.upload_id, offset=upload.offset_bytes)
+    note_upload(tx, record, who, upload, peer)
     return Handed(record, upload, new=True)
+
+
+def note_upload(
+    tx: Connection, record: SessionRecord, who: Principal, upload: UploadRecord, peer: str | None
+) -> None:
+    """Audit that an upload was made."""
+    note(tx, record, "upload.created", who.name, peer, upload_id=upload.upload_id, offset=upload.offset_bytes)

@@ -6,9 +6,10 @@ from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from server.admission import Admission, NewUpload, Taken
+from server.admission import Admission, NewUpload
 from server.auth import Principal, Role
-from server.errors import RequestError
+from server.errors import RequestError, SessionFailure
+from server.filing import Inspection
 from server.sessions import creation, machine
 from server.sessions.completion import Completion, origin_of
 from server.sessions.limits import Limits
@@ -76,11 +77,10 @@ class Intake:
 
     async def admit_whole(
         self, new: NewUpload, who: Principal, content: bytes, first: Callable[[Connection, UploadRecord], None]
-    ) -> Taken | None:
+    ) -> UploadRecord | None:
         """Seal the content first, then make, finish and file in one transaction; nothing stays if that cannot be."""
         who.require(Role.UPLOADER)
-        values = texts_of(new)
-        wanted, spare = wanted_session(new, values), self._spare(None, new, who)
+        wanted, spare = wanted_session(new, texts_of(new)), self._spare(None, new, who)
         room_bytes = await self._limits.room_bytes()
 
         def is_plainly_new(tx: Connection) -> bool:
@@ -92,31 +92,40 @@ class Intake:
         if not self._store.glance(is_plainly_new):
             return None
         key, expected = staging(spare.site, spare.upload_id), Sha256(wanted.checksum_sha256 or "") or None
+        inspected: Inspection | SessionFailure | None
         try:
             content_sealed = await self._store.blobs.seal(key, expected, Piece(0, content))
             inspected = await self._completion.inspect(
                 content_sealed, origin_of(who.site, who.name, wanted.file_name, wanted.content_type))
         except (DigestMismatch, NoSpace, FlushFailed, NotFound):  # not found: clean-up took what had lain there
+            inspected = None
+        if not isinstance(inspected, Inspection):
             await self._store.blobs.delete(key)
-            return None
+            return None  # its session is made first, and then fails
 
-        def unit(tx: Connection) -> Taken | None:
-            record, made = self._session_of(tx, new, values.get("session_id"), wanted, who)
-            if not made:
+        def unit(tx: Connection) -> UploadRecord:
+            planned = creation.plan(tx, wanted, who, self._name_order, new.peer, for_bytes=True)
+            if not planned.new:
                 raise Conflict("it is known already")
             self._limits.check_new(tx, who, len(content), room_bytes=None)  # its bytes are here
-            upload = replace(spare, session_id=record.session_id)
-            creation.attach(tx, record, who, upload, (), new.peer)
+            upload = replace(
+                spare, session_id=planned.session.session_id, offset_bytes=len(content), state=UploadState.FINISHED,
+                finished_at=timestamp(), blob_sha256=content_sealed.sha256)
+            creation.note_upload(tx, planned.session, who, spare, new.peer)
             first(tx, upload)
-            return Taken(upload, self._completion.at_once(tx, upload, record, content_sealed, inspected, new.peer))
+            # each row is written once, as it is at the end: that halves what SQLite has to do for a small file
+            record = self._completion.file_new(tx, upload, planned.session, content_sealed, inspected, new.peer)
+            creation.insert(tx, record, who)
+            uploads.add(tx, upload)
+            return upload
 
         try:
-            taken = await self._store.write(unit)
+            upload = await self._store.write(unit)
         except Conflict:
             return None  # the staged name stays: by it the next start finds bytes that were sealed for nobody
         self._store.blobs.discard(key)
         self._completion.on_stored()
-        return taken
+        return upload
 
     def _is_plainly_new(self, tx: Connection, wanted: NewSession, who: Principal) -> bool:
         """Whether nothing speaks against making the session, so that bytes may be sealed before it is made."""

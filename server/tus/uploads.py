@@ -12,7 +12,7 @@ from dataclasses import replace
 import structlog
 from sqlalchemy import Connection
 
-from server.admission import AdmitsUploads, NewUpload, Taken, UploadPolicy, Verdict
+from server.admission import AdmitsUploads, NewUpload, UploadPolicy, Verdict
 from server.auth import Principal, Role
 from server.errors import AppError, RequestError, SessionFailure
 from server.tus.appending import Appender, Patched
@@ -25,7 +25,7 @@ from server.tus.rows import Seen, UploadRows, alive
 from storage import audit, uploads
 from storage.blobs.base import Piece
 from storage.errors import StorageError
-from storage.records import UploadRecord, UploadState
+from storage.records import Status, UploadRecord, UploadState
 from storage.store import Store
 
 log = structlog.get_logger()
@@ -168,12 +168,11 @@ class Uploads:
         def first(tx: Connection, upload: UploadRecord) -> None:
             audit.append(tx, Transfer(upload, 0, new.peer, body).entry(len(content), "complete"))
 
-        taken: Taken | None = await self._intake.admit_whole(new, who, content, first)
-        if taken is None:
+        upload = await self._intake.admit_whole(new, who, content, first)
+        if upload is None:
             body.give_back(content)
             return None
-        upload = replace(taken.upload, offset_bytes=len(content), state=UploadState.FINISHED)
-        return Patched(upload, len(content), taken.verdict)
+        return Patched(upload, len(content), Verdict(Status.SYNCED))
 
     async def _append(self, seen: Seen, start: int, body: UploadBody, terms: Terms) -> Patched:
         patched = await self._appender.append(seen, start, body, terms)
