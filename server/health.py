@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from storage import instances, jobs, sessions, uploads
+from storage import blob_rows, instances, jobs, sessions
 from storage.blobs.base import Lists
 from storage.errors import StorageError
 from storage.store import Store
@@ -50,8 +50,8 @@ async def count_orphans(store: Store) -> Orphans:
     """Count them; a blob row whose file is missing counts as a session without its blob."""
 
     def unit(tx: Connection) -> tuple[int, int, int, int, set[tuple[str, str]]]:
-        return (len(uploads.blobs_without_owner(tx)), sessions.synced_without_image(tx),
-                instances.dicom_without_series(tx), instances.live_twins(tx), uploads.blob_keys(tx))
+        return (len(blob_rows.without_owner(tx)), sessions.synced_without_image(tx),
+                instances.dicom_without_series(tx), instances.live_twins(tx), blob_rows.keys(tx))
 
     unowned, without_image, without_series, twice, rows = await store.read(unit)
     files: set[tuple[str, str]] = set()

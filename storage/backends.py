@@ -14,8 +14,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
 from storage.blobs.filesystem import FilesystemBlobs
-from storage.database.sqlite import SqliteDatabase, writer_engine, writer_lock
+from storage.database.sqlite import SqliteDatabase, writer_lock
 from storage.errors import UnusableDatabase
+from storage.migrations.engine import migration_engine
 from storage.store import Store
 
 
@@ -37,7 +38,7 @@ def revisions(database_path: Path) -> tuple[str | None, str]:
     if not database_path.exists():
         return None, newest
     with naming(database_path):
-        engine = writer_engine(database_path)
+        engine = migration_engine(database_path)
         try:
             with engine.connect() as connection:
                 present = MigrationContext.configure(connection).get_current_revision()

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from storage import uploads
+from storage import blob_rows
 from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, boot_id, staging
 from storage.database.base import Database
 from storage.errors import Conflict
@@ -55,17 +55,17 @@ class Store:
 
         Conflict when they were taken back since they were sealed: they are to be sealed again.
         """
-        is_new = uploads.find_blob(tx, content.key.site, content.sha256) is None
+        is_new = blob_rows.find(tx, content.key.site, content.sha256) is None
         if is_new and isinstance(self.blobs, Withdraws) and not self.blobs.holds(content.key):
             raise Conflict("the sealed bytes were taken back")
-        uploads.add_blob(tx, content.key.site, content.sha256, content.size_bytes, repaired=not content.existed)
+        blob_rows.add(tx, content.key.site, content.sha256, content.size_bytes, repaired=not content.existed)
 
     def take_back(self, tx: Connection, key: BlobKey, older_than_s: float) -> BlobKey | None:
         """A unit of work: sealed bytes of at least that age that no row names become staged ones of nobody.
 
         Gives their new key, to be deleted; None where they stay.
         """
-        if not isinstance(self.blobs, Withdraws) or uploads.find_blob(tx, key.site, key.name) is not None:
+        if not isinstance(self.blobs, Withdraws) or blob_rows.find(tx, key.site, key.name) is not None:
             return None
         return self.blobs.withdraw(key, older_than_s)
 

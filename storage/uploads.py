@@ -1,6 +1,6 @@
-"""Units of work on uploads and blobs. Offsets compare and set; nothing here touches bytes."""
+"""Units of work on uploads. Offsets compare and set; nothing here touches bytes."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -8,27 +8,26 @@ from sqlalchemy import Connection, Row, bindparam, case, func, insert, or_, sele
 
 from storage.database.prepared import Prepared, inserting
 from storage.errors import Conflict, NotFound
-from storage.records import DEFAULT_SITE, BlobRecord, UploadRecord, UploadState, timestamp
-from storage.tables import arrival, blob, clock, image, quarantine, session, upload, upload_part
+from storage.records import UploadRecord, UploadState, timestamp
+from storage.tables import upload, upload_part
 
 _COLUMNS = [upload.c[field.name] for field in fields(UploadRecord)]
 _NAMES = [column.name for column in upload.c]
 _STATE = [field.name for field in fields(UploadRecord)].index("state")
 _ADD = inserting(upload)
 _FIND = Prepared(select(*_COLUMNS).where(upload.c.upload_id == bindparam("wanted")))
-_LIVE = Prepared(select(*_COLUMNS).where(upload.c.session_id == bindparam("wanted"), upload.c.state != "gone"))
+_LIVE = Prepared(select(*_COLUMNS).where(
+    upload.c.session_id == bindparam("wanted"), upload.c.state != UploadState.GONE.value))
 _CLAIMED = case((upload.c.length_bytes > upload.c.offset_bytes, upload.c.length_bytes), else_=upload.c.offset_bytes)
 _OPEN_COUNT = Prepared(select(func.count(), func.coalesce(func.sum(_CLAIMED), 0)).where(
-    upload.c.principal == bindparam("wanted"), upload.c.state == "open"))
+    upload.c.principal == bindparam("wanted"), upload.c.state == UploadState.OPEN.value))
 _FINISH = Prepared(
-    update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == "open")
+    update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == UploadState.OPEN.value)
     .values(offset_bytes=upload.c.length_bytes), ("state", "finished_at", "blob_sha256", "offset_bytes"))
 _ADVANCE = Prepared(
-    update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == "open",
+    update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == UploadState.OPEN.value,
                          upload.c.offset_bytes == bindparam("expected")),
     ("offset_bytes", "boot_id", "expires_at"))
-_ADD_BLOB = inserting(blob, without=("verified_at",))
-_FIND_BLOB = Prepared(select(blob).where(blob.c.site == bindparam("wanted_site"), blob.c.sha256 == bindparam("wanted")))
 
 
 def _record(row: Row[Any] | tuple[Any, ...]) -> UploadRecord:  # a row of the upload table
@@ -138,20 +137,6 @@ def shorten(tx: Connection, upload_ids: Sequence[str], expires_at: str) -> None:
         upload.c.upload_id.in_(upload_ids), upload.c.expires_at > expires_at).values(expires_at=expires_at))
 
 
-def believed_clock(tx: Connection) -> str | None:
-    """The moment that the sweeper last believed in; None before its first sweep."""
-    return tx.execute(select(clock.c.believed_at).where(clock.c.name == "expiry")).scalar()
-
-
-def believe_clock(tx: Connection, moment: str) -> None:
-    """Keep the moment that the sweeper believes in; it never goes back."""
-    known = believed_clock(tx)
-    if known is None:
-        tx.execute(insert(clock).values(name="expiry", site=DEFAULT_SITE, believed_at=moment))
-    elif moment > known:
-        tx.execute(update(clock).where(clock.c.name == "expiry").values(believed_at=moment))
-
-
 def advance(tx: Connection, upload_id: str, expected: int, offset_bytes: int, boot_id: str, expires_at: str) -> None:
     """Note that `offset_bytes` are durable. Conflict when the upload is not open at `expected`."""
     changed = _ADVANCE.run(tx, wanted=upload_id, expected=expected, offset_bytes=offset_bytes, boot_id=boot_id,
@@ -175,46 +160,3 @@ def end(tx: Connection, upload_id: str, reason: str) -> bool:
         .values(state=UploadState.GONE, gone_reason=reason)
     )
     return changed.rowcount == 1
-
-
-def add_blob(tx: Connection, site: str, sha256: str, size_bytes: int, repaired: bool = False) -> None:
-    """Note a sealed blob; `repaired` clears its alarm, its bytes having been replaced by good ones."""
-    if find_blob(tx, site, sha256) is None:
-        _ADD_BLOB.run(tx, site=site, sha256=sha256, size_bytes=size_bytes, sealed_at=timestamp(), alarm=None)
-    elif repaired:
-        tx.execute(update(blob).where(blob.c.site == site, blob.c.sha256 == sha256).values(alarm=None))
-
-
-def find_blob(tx: Connection, site: str, sha256: str) -> BlobRecord | None:
-    """The row of a sealed blob."""
-    row = _FIND_BLOB.first(tx, wanted_site=site, wanted=sha256)
-    return BlobRecord(*row) if row else None
-
-
-def blobs_with_row(tx: Connection, sites: Collection[str], digests: Collection[str]) -> set[tuple[str, str]]:
-    """Which (site, sha256) of these have a row."""
-    named = select(blob.c.site, blob.c.sha256).where(blob.c.site.in_(sites), blob.c.sha256.in_(digests))
-    return {(row.site, row.sha256) for row in tx.execute(named)}
-
-
-def note_readback(tx: Connection, site: str, sha256: str, alarm: str | None) -> None:
-    """Keep what reading a blob back found: verified now, or an alarm."""
-    values: dict[str, Any] = {"alarm": alarm} if alarm else {"verified_at": timestamp()}
-    tx.execute(update(blob).where(blob.c.site == site, blob.c.sha256 == sha256).values(**values))
-
-
-def blobs_without_owner(tx: Connection) -> list[tuple[str, str]]:
-    """Orphans (contract §6): (site, sha256) of blob rows that nothing refers to."""
-    owners = [
-        select(table.c.blob_sha256).where(table.c.blob_sha256 == blob.c.sha256, table.c.site == blob.c.site)
-        for table in (session, upload, image, arrival, quarantine)
-    ]
-    query = select(blob.c.site, blob.c.sha256)
-    for owner in owners:
-        query = query.where(~owner.exists())
-    return [(row.site, row.sha256) for row in tx.execute(query)]
-
-
-def blob_keys(tx: Connection) -> set[tuple[str, str]]:
-    """Every (site, sha256) that has a row."""
-    return {(row.site, row.sha256) for row in tx.execute(select(blob.c.site, blob.c.sha256))}

@@ -10,7 +10,7 @@ from server.errors import RequestError
 from server.sessions import machine
 from server.sessions.moves import move, move_on, note, taking_bytes, walk
 from server.sessions.schema import NewSession, canonical
-from storage import sessions, uploads
+from storage import blob_rows, sessions, uploads
 from storage.errors import Refused
 from storage.records import SessionRecord, Status, UploadRecord, new_id, timestamp
 
@@ -145,7 +145,7 @@ def _must_supersede(tx: Connection, holder: SessionRecord) -> bool:
     if holder.status is Status.FAILED:
         return not machine.is_retryable(holder.error_code) or holder.retries_left == 0
     if holder.status in machine.STORED and holder.blob_sha256:
-        blob = uploads.find_blob(tx, holder.site, holder.blob_sha256)
+        blob = blob_rows.find(tx, holder.site, holder.blob_sha256)
         return blob is not None and blob.alarm is not None
     return False
 

@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 
 from server.errors import RequestError
 from server.worker import Tasks
-from storage import audit, uploads
+from storage import audit, blob_rows
 from storage.blobs.base import sealed
 from storage.errors import StorageError
 from storage.records import AuditEntry
@@ -45,7 +45,7 @@ class Readback:
             alarm = f"the bytes could not be read: {error}"
 
         def unit(tx: Connection) -> None:
-            uploads.note_readback(tx, site, sha256, alarm)
+            blob_rows.note_readback(tx, site, sha256, alarm)
             audit.append(tx, AuditEntry(
                 site, "blob.readback", subject=sha256, outcome="damaged" if alarm else "ok"))
 

@@ -27,7 +27,7 @@ from server.sessions.schema import (
     canonical,
     new_session,
 )
-from storage import audit, instances, sessions, uploads
+from storage import audit, blob_rows, instances, sessions, uploads
 from storage.blobs.base import staging
 from storage.records import AuditEntry, ImageRecord, SessionRecord, Status, UploadRecord, UploadState, now, timestamp
 from storage.store import Store
@@ -200,7 +200,7 @@ class SessionService:
 
         def unit(tx: Connection) -> tuple[UploadRecord | None, list[ImageRecord], bool]:
             image = instances.find(tx, record.site, record.server_image_id) if record.server_image_id else None
-            blob = uploads.find_blob(tx, record.site, record.blob_sha256) if record.blob_sha256 else None
+            blob = blob_rows.find(tx, record.site, record.blob_sha256) if record.blob_sha256 else None
             safe = (record.status is Status.ACK_RECEIVED and blob is not None and blob.alarm is None
                     and sessions.acked(tx, record.session_id, asking))
             return uploads.live(tx, record.session_id), [image] if image else [], safe

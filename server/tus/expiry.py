@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from storage import uploads
+from storage import clock, uploads
 from storage.records import UploadRecord, now, timestamp
 from storage.store import Store
 
@@ -45,7 +45,7 @@ class ExpirySweeper:
     async def _believed(self) -> str | None:
         """The moment to go by, kept as a row; None while the clock is not believed."""
         wall = self._wall()
-        known = await self._store.read(uploads.believed_clock)
+        known = await self._store.read(clock.believed)
         if known is not None:
             ahead = wall - datetime.fromisoformat(known)
             if ahead < timedelta(0):
@@ -55,7 +55,7 @@ class ExpirySweeper:
                 return None
         self._paused_since = None
         moment = timestamp(wall)
-        await self._store.write(lambda tx: uploads.believe_clock(tx, moment))
+        await self._store.write(lambda tx: clock.believe(tx, moment))
         return moment
 
     def _is_steady(self, wall: datetime) -> bool:

@@ -77,6 +77,7 @@ class Receiver:
                 raise
             return noted
 
+        # in no group: `finally` gives it its end and waits for it, so it does not outlive this call
         noting, end = asyncio.ensure_future(note()), start
         noted_at_s, noted_end = time.monotonic(), upload.offset_bytes
         try:
@@ -94,6 +95,8 @@ class Receiver:
         finally:
             body.close_socket()
             durable.put_nowait(None)
+            # not shielded: it must not note an offset after the lock is let go. Who is cancelled here cancels it and
+            # waits for that; what it had still to note is told by the staged file's size
             upload = await noting
         return upload, end
 
@@ -174,6 +177,7 @@ class _Segments:
         began, given = time.monotonic(), 0
         while given < SEGMENT_BYTES and (left_s := began + SEGMENT_S - time.monotonic()) > 0:
             if self._coming is None:
+                # in no group: `__aexit__` cancels it and waits for it, so it does not outlive the body
                 self._coming = asyncio.ensure_future(anext(self._chunks, b""))
             await asyncio.wait([self._coming], timeout=left_s)
             if not self._coming.done():

@@ -10,7 +10,7 @@ from server.tus.body import WHOLE_BYTES
 from server.tus.locks import UploadLocks
 from server.tus.rows import UploadRows
 from server.tus.uploads import Uploads
-from storage import uploads
+from storage import blob_rows, uploads
 from storage.blobs.base import Ages, BlobKey, Lists, sealed, staging
 from storage.errors import StorageError
 from storage.records import UploadRecord, UploadState
@@ -58,7 +58,7 @@ class Upkeep:
         if await self._store.blobs.size(key) > WHOLE_BYTES:
             return  # only short ones are sealed before their rows: the start does not wait for the hashing of others
         digest = await self._store.blobs.digest(key)
-        if await self._store.read(lambda tx: uploads.find_blob(tx, key.site, digest)) is None:
+        if await self._store.read(lambda tx: blob_rows.find(tx, key.site, digest)) is None:
             await self._store.blobs.delete(sealed(key.site, digest))
 
     async def clean_abandoned(self) -> None:
@@ -81,7 +81,7 @@ class Upkeep:
     async def _free_unnamed(self, keys: list[BlobKey], blobs: Ages) -> None:
         """Free those sealed bytes of `keys` that no row names; see storage.store for why that is safe."""
         sites, digests = {key.site for key in keys}, {key.name for key in keys}
-        named = await self._store.read(lambda tx: uploads.blobs_with_row(tx, sites, digests))
+        named = await self._store.read(lambda tx: blob_rows.with_row(tx, sites, digests))
         for key in keys:
             if (key.site, key.name) in named or await blobs.age_s(key) <= ABANDONED_S:
                 continue

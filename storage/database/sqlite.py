@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -44,23 +44,6 @@ def translate(error: Exception) -> Exception:
     return sqlite_failure(cause) if isinstance(cause, sqlite3.Error) else error
 
 
-def writer_engine(path: Path) -> Engine:
-    """An engine whose connections write durably; the caller emits BEGIN IMMEDIATE by `begin`."""
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": LOCK_WAIT_S, "check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def durable(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # pysqlite would begin and commit on its own
-        for pragma in DURABLE:
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def immediately(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
 def _connect(path: Path, *, read_only: bool) -> Connection:
     """A connection whose transactions we begin and end ourselves, by statements of SQLite."""
     engine = create_engine(
@@ -82,7 +65,11 @@ def driver_of(connection: Connection) -> sqlite3.Connection:
 
 @contextmanager
 def writer_lock(path: Path) -> Iterator[None]:
-    """The lock file that processes queue at before BEGIN IMMEDIATE."""
+    """The lock file that processes queue at before BEGIN IMMEDIATE.
+
+    The wait has no limit of its own: who holds it runs one group and commits, waiting for SQLite LOCK_WAIT_S at most,
+    or migrates at its start; and the kernel takes the lock from a process that dies.
+    """
     descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

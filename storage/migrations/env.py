@@ -3,11 +3,11 @@
 from alembic import context
 from sqlalchemy import inspect
 
-from storage.database.sqlite import writer_engine
+from storage.migrations.engine import migration_engine
 from storage.tables import metadata
 from storage.triggers import create_triggers
 
-engine = writer_engine(context.config.attributes["database_path"])
+engine = migration_engine(context.config.attributes["database_path"])
 with engine.connect() as connection:
     # a table that is rebuilt is dropped and renamed for a moment, at which its children must not be asked
     connection.connection.execute("PRAGMA foreign_keys=OFF")

@@ -210,7 +210,7 @@ REFUSALS: list[tuple[str, Callable[[Case], Any], int, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "refused", "status", "code", "then"), REFUSALS, ids=[row[0] for row in REFUSALS])
-def test_is_refused_and_nothing_is_lost(
+def test_a_request_that_breaks_a_rule_is_refused(
     case: Case, name: str, refused: Callable[[Case], Any], status: int, code: str, then: str
 ) -> None:
     answer = refused(case)

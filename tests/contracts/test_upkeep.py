@@ -20,7 +20,7 @@ from server.tus.rows import UploadRows
 from server.tus.upkeep import ABANDONED_S, Upkeep
 from server.tus.uploads import Uploads
 from server.worker import Tasks
-from storage import uploads
+from storage import blob_rows, uploads
 from storage.blobs.base import BlobKey, Piece, Sealed, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
 from storage.errors import Conflict
@@ -142,7 +142,7 @@ async def test_a_finish_whose_sealed_bytes_were_swept_away_makes_no_row_and_is_d
     await upkeep.clean_abandoned()
     with pytest.raises(Conflict):
         await store.write(lambda tx: store.keep(tx, blob))
-    assert await store.read(uploads.blob_keys) == set()
+    assert await store.read(blob_rows.keys) == set()
     again = await store.blobs.seal(key, None)
     await store.write(lambda tx: store.keep(tx, again))
     await upkeep.clean_abandoned()
@@ -176,7 +176,7 @@ async def test_whoever_comes_first_a_row_never_stands_without_its_file(store: St
             *(take(store, bytes([number])) for _ in range(3)),
             return_exceptions=True,
         )
-        for site, digest in await store.read(uploads.blob_keys):
+        for site, digest in await store.read(blob_rows.keys):
             assert await store.blobs.digest(sealed(site, digest)) == digest
 
 

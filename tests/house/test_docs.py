@@ -126,9 +126,11 @@ def test_every_command_is_documented() -> None:
 
 @pytest.mark.parametrize("page", ["tus-conformance.md", "rufh-conformance.md", "dicom-conformance.md"])
 def test_each_row_of_a_conformance_page_names_a_test_that_exists(page: str) -> None:
-    names = set()
+    found: dict[str, list[str]] = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
-        names |= set(re.findall(r"def (test_\w+)", path.read_text()))
+        text = path.read_text()
+        for name in re.findall(r"def (test_\w+)", text):
+            found.setdefault(name, []).append(text)
     table = [
         line
         for line in (ROOT / "docs" / page).read_text().splitlines()
@@ -136,9 +138,11 @@ def test_each_row_of_a_conformance_page_names_a_test_that_exists(page: str) -> N
     ]
     assert table
     for line in table:
-        named = re.findall(r"`(test_\w+)`", line)
+        named = re.findall(r"`(test_\w+)(?:\[([^\]]+)\])?`", line)
         assert named or "not offered" in line, line
-        assert set(named) <= names, line
+        for name, case in named:
+            assert len(found.get(name, [])) == 1, (name, line)  # one name, one test
+            assert not case or f'"{case}"' in found[name][0], (case, line)
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -98,7 +98,11 @@ def test_each_extension_is_announced(shared_server: Server, name: str) -> None:
 
 def test_creation_with_upload_is_offered_together_with_creation_only(shared_server: Server) -> None:
     names = told(shared_server)["Tus-Extension"].split(",")
-    assert "creation" in names or "creation-with-upload" not in names
+    assert {"creation", "creation-with-upload"} <= set(names)
+    for body, offset in ((b"", "0"), (b"abc", "3")):
+        kind = {"Content_Type": OFFSET_TYPE} if body else {}
+        answer = shared_server.tus("POST", "/files", body, Upload_Length="5", **kind)
+        assert (answer.status_code, answer.headers["Upload-Offset"]) == (201, offset)
 
 
 def test_the_largest_size_is_a_non_negative_integer(shared_server: Server) -> None:
