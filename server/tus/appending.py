@@ -74,7 +74,7 @@ class Appender:
             if end != upload.length_bytes:
                 return Patched(await self._flushes.after(upload, transfer, end), end)
             await self._store.blobs.flush(staging(upload.site, upload.upload_id))
-            upload = await self._store.write(self._rows.progress(upload, end, transfer.entry(end, "complete")))
+            upload = await self._store.write(self._rows.progress(upload, end, transfer.entry(end)))
         except StorageError as error:
             raise await self._interrupted(upload, transfer, error) from error
         return Patched(upload, end)
@@ -126,7 +126,7 @@ class Appender:
         self, seen: Seen, transfer: Transfer, end: int, terms: Terms, last: Piece | None
     ) -> Patched:
         def first(tx: Connection) -> None:
-            audit.append(tx, transfer.entry(end, "complete"))
+            audit.append(tx, transfer.entry(end))
 
         verdict = await self._finisher.finish(seen, terms.peer, first, last)
         return Patched(replace(seen.upload, offset_bytes=end, state=UploadState.FINISHED), end, verdict)

@@ -54,7 +54,7 @@ class Flushes:
         is_due = end - upload.offset_bytes >= SEGMENT_BYTES or transfer.age_s >= SEGMENT_S
         if is_due or upload.upload_id in self._waiting or len(self._waiting) >= MOST_WAITING:
             await self._store.blobs.flush(staging(upload.site, upload.upload_id))
-            return await self._store.write(self._rows.progress(upload, end, transfer.entry(end, "complete")))
+            return await self._store.write(self._rows.progress(upload, end, transfer.entry(end)))
         waiting = self._waiting[upload.upload_id] = _Waiting(upload, transfer, end)
         asyncio.get_running_loop().call_later(SEGMENT_S - transfer.age_s, self._begin, waiting)
         return upload
@@ -72,7 +72,7 @@ class Flushes:
         upload = waiting.upload
         if self._waiting.pop(upload.upload_id, None) is not waiting:
             return  # the next PATCH has come
-        entry = waiting.transfer.entry(waiting.end, "complete")
+        entry = waiting.transfer.entry(waiting.end)
         try:
             await self._store.blobs.flush(staging(upload.site, upload.upload_id))
             await self._store.write(self._rows.progress(upload, waiting.end, entry))

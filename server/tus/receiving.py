@@ -153,8 +153,8 @@ class Transfer:
         """What its bodies brought."""
         return self._read_before + self._body.bytes_read
 
-    def entry(self, end: int, outcome: str) -> AuditEntry:
-        """The audit row of the transfer that ended at `end`."""
+    def entry(self, end: int, outcome: str = "ok") -> AuditEntry:
+        """The audit row of the transfer that ended at `end`; `outcome` is the code of what stopped it."""
         detail = {
             "upload_id": self._upload.upload_id, "offset_before": self.start, "offset_after": end,
             "bytes_read": self.bytes_read, "duration_ms": round(1000 * self.age_s)}

@@ -166,7 +166,7 @@ class Uploads:
             return None
 
         def first(tx: Connection, upload: UploadRecord) -> None:
-            audit.append(tx, Transfer(upload, 0, new.peer, body).entry(len(content), "complete"))
+            audit.append(tx, Transfer(upload, 0, new.peer, body).entry(len(content)))
 
         upload = await self._intake.admit_whole(new, who, content, first)
         if upload is None:

@@ -28,7 +28,7 @@ from storage.blobs.medium import (
     sync_file,
     write_all,
 )
-from storage.blobs.receiving import BLOCK_BYTES, Buffers, Receiving
+from storage.blobs.pipeline import BLOCK_BYTES, Buffers, Pipeline
 from storage.blobs.threads import in_thread, shielded
 from storage.errors import DigestMismatch, NoSpace, OffsetMismatch
 from storage.records import Sha256
@@ -137,7 +137,7 @@ class FilesystemBlobs:
         await in_thread(work)
 
     async def receive(self, key: BlobKey, offset: int, source: Source, on_durable: Callable[[int], None]) -> int:
-        """Receive in threads; see receiving.py."""
+        """Receive in threads; see pipeline.py."""
         loop = asyncio.get_running_loop()
 
         def durable(size: int) -> None:
@@ -165,14 +165,14 @@ class FilesystemBlobs:
             with storage_errors():
                 self._flush_all(descriptor, key)
 
-        receiving = Receiving(
+        pipeline = Pipeline(
             offset, source, self._buffers, self._helpers, write=write, flush=flush,
             digest=digest.update if digest is not None else len, on_durable=on_durable)
         try:
-            return receiving.run()
+            return pipeline.run()
         finally:
-            if os.fstat(descriptor).st_size == receiving.offset:
-                self._digests.keep(key, receiving.offset, digest)
+            if os.fstat(descriptor).st_size == pipeline.offset:
+                self._digests.keep(key, pipeline.offset, digest)
             os.close(descriptor)
             if past_cache is not None:
                 os.close(past_cache)

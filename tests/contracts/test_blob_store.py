@@ -171,7 +171,7 @@ async def test_a_long_body_is_received_and_told_as_it_becomes_durable(
     blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(blobs, Receives)
-    monkeypatch.setattr("storage.blobs.receiving.SEGMENT_BYTES", 1000)
+    monkeypatch.setattr("storage.blobs.pipeline.SEGMENT_BYTES", 1000)
     durable: list[int] = []
     parts = [bytes([number]) * 600 for number in range(5)]
     assert await blobs.receive(KEY, 0, source_of(*parts), durable.append) == 3000
@@ -223,7 +223,7 @@ async def test_a_failed_fsync_is_told_and_not_tried_again(blobs: BlobStore, monk
         await blobs.append(KEY, 0, chunks(b"abc"))
     assert len(tried) == 1
     assert isinstance(blobs, Receives)
-    monkeypatch.setattr("storage.blobs.receiving.SEGMENT_BYTES", 1)
+    monkeypatch.setattr("storage.blobs.pipeline.SEGMENT_BYTES", 1)
     with pytest.raises(FlushFailed):
         await blobs.receive(KEY, 3, source_of(b"abc", b"def"), lambda _size: None)
     assert len(tried) == 2

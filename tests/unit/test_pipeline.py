@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from storage.blobs.receiving import Buffers, Receiving
+from storage.blobs.pipeline import Buffers, Pipeline
 from storage.errors import NoSpace
 
 
@@ -32,9 +32,9 @@ def test_every_byte_that_was_written_is_hashed_also_when_the_next_write_fails() 
         digest.update(content)
 
     with ThreadPoolExecutor(2) as helpers:
-        receiving = Receiving(0, read, Buffers(8), helpers, write=write, flush=lambda: None, digest=hash_late,
+        pipeline = Pipeline(0, read, Buffers(8), helpers, write=write, flush=lambda: None, digest=hash_late,
                               on_durable=lambda _size: None)
         with pytest.raises(NoSpace):
-            receiving.run()
-    assert receiving.offset == len(written) == 10_000
+            pipeline.run()
+    assert pipeline.offset == len(written) == 10_000
     assert digest.digest() == hashlib.sha256(written).digest()

@@ -41,7 +41,7 @@ class Buffers:
         self._free.put(buffer)
 
 
-class Receiving:
+class Pipeline:
     """One body on its way into one file. `offset` counts what was written; `run` works in a thread of its own.
 
     `write(buffer, offset)` and `flush()` act on the file and raise storage.errors; `digest` sees every byte written.
