@@ -10,7 +10,7 @@ from tusclient.client import TusClient
 
 from tests.clients.conftest import BadLine
 from tests.server import Server, sha256
-from tests.tus.test_cut_uploads import MIB, random_bytes
+from tests.tus.speaking_tus import MIB, random_bytes
 
 
 def assert_stored(server: Server, session_id: str, content: bytes) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.clients.conftest import BadLine
 from tests.server import Server, sha256
 from tests.support import require_peer
-from tests.tus.test_cut_uploads import MIB, random_bytes
+from tests.tus.speaking_tus import MIB, random_bytes
 
 DRIVER = Path(__file__).parent / "js" / "upload.mjs"
 pytestmark = pytest.mark.peers

@@ -17,7 +17,7 @@ from tests.chromium import Chromium
 from tests.clients.conftest import BadLine
 from tests.server import sha256
 from tests.support import eventually, require_peer
-from tests.tus.test_cut_uploads import transfers
+from tests.tus.speaking_tus import transfers
 
 SOURCES = Path(__file__).parent / "js"
 ESBUILD = SOURCES / "node_modules" / ".bin" / "esbuild"

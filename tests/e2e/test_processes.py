@@ -21,7 +21,7 @@ from server.settings import Http, Settings
 from server.supervisor import Kind
 from tests.server import ROOT, Server, create, patch, sha256, upload_url
 from tests.support import eventually, free_port
-from tests.tus.test_cut_uploads import MIB, half_sent, random_bytes, wait_for_bytes
+from tests.tus.speaking_tus import MIB, half_sent, random_bytes, wait_for_bytes
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.server import Server, create, patch, upload_url
 from tests.support import eventually
-from tests.tus.test_cut_uploads import MIB, half_sent, random_bytes, wait_for_bytes
+from tests.tus.speaking_tus import MIB, half_sent, random_bytes, wait_for_bytes
 
 
 def sql(server: Server, statement: str) -> None:

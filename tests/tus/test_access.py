@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.server import Server, patch, sha256, upload_metadata, upload_url
-from tests.tus.test_rufh_rules import arrives, held_open
+from tests.tus.speaking_rufh import arrives, held_open
 
 
 def token(server: Server, role: str, *words: str) -> str:

@@ -3,8 +3,6 @@
 import asyncio
 import io
 import random
-import threading
-import time
 
 import pytest
 import requests
@@ -14,19 +12,7 @@ from tusclient.exceptions import TusCommunicationError
 from tests.proxy import CuttingProxy
 from tests.server import Server, create, patch, sha256, upload_url
 from tests.support import eventually
-
-MIB = 1024 * 1024
-
-
-def random_bytes(size: int, seed: int) -> bytes:
-    """Bytes that no codec shrinks, the same for a seed."""
-    return random.Random(seed).randbytes(size)
-
-
-def transfers(server: Server, session_id: str) -> list[dict[str, int]]:
-    """What the server's handlers counted, a row each."""
-    rows = server.api("GET", f"/upload-sessions/{session_id}/history/").json()["results"]
-    return [row["detail"] for row in rows if row["action"] == "upload.transfer"]
+from tests.tus.speaking_tus import MIB, half_sent, random_bytes, transfers, wait_for_bytes
 
 
 @pytest.mark.slow
@@ -69,31 +55,6 @@ def test_64_mib_cut_20_times_by_a_stock_client_finish_with_the_right_digest(serv
         assert row["offset_after"] >= row["offset_before"] + row["bytes_read"]
         position = row["offset_after"]
     assert position == 64 * MIB
-
-
-def half_sent(server: Server, url: str, content: bytes, count: int, offset: int = 0) -> threading.Thread:
-    """PATCH that sends `count` bytes and then stays silent, the socket open."""
-
-    def slowly() -> None:
-        def body() -> object:
-            yield content[:count]
-            threading.Event().wait(20)  # silence on an open socket is the case under test
-
-        try:
-            patch(server, url, body(), offset)  # type: ignore[arg-type]  # requests takes a generator
-        except requests.exceptions.RequestException:
-            return
-
-    thread = threading.Thread(target=slowly, daemon=True)
-    thread.start()
-    return thread
-
-
-def wait_for_bytes(server: Server, session_id: str, count: int) -> None:
-    """Until the server holds `count` bytes of the session."""
-    deadline = time.monotonic() + 10
-    while server.api("GET", f"/upload-sessions/{session_id}/").json()["bytes_received"] < count:
-        assert time.monotonic() < deadline, "the bytes do not arrive"
 
 
 def test_after_kill_9_in_a_patch_head_is_right_and_the_resumed_file_verifies(server: Server) -> None:

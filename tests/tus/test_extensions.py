@@ -16,45 +16,7 @@ import zstandard
 from server.tus.checksum import ALGORITHMS
 from tests.server import Server, create, patch, sha256, upload_metadata
 from tests.support import eventually
-from tests.tus.test_cut_uploads import MIB, random_bytes
-
-OFFSET_TYPE = "application/offset+octet-stream"
-
-
-def begin(server: Server, **headers: str) -> Any:
-    return server.tus("POST", "/files", **headers)
-
-
-def deferred(server: Server, **metadata: str) -> str:
-    answer = begin(server, Upload_Defer_Length="1", Upload_Metadata=upload_metadata(filename="a.bin", **metadata))
-    assert answer.status_code == 201, answer.text
-    return str(answer.headers["Location"])
-
-
-def part(server: Server, content: bytes, *, of: int | None = None, **metadata: str) -> str:
-    """A partial upload that holds `content`, of a declared length `of`."""
-    length = len(content) if of is None else of
-    answer = begin(server, Upload_Concat="partial", Upload_Length=str(length))
-    assert answer.status_code == 201, answer.text
-    url = str(answer.headers["Location"])
-    if content:
-        assert patch(server, url, content).status_code == 204
-    return url
-
-
-def join(server: Server, *urls: str, **metadata: str) -> Any:
-    return begin(
-        server,
-        Upload_Concat=f"final;{' '.join(urls)}",
-        Upload_Metadata=upload_metadata(filename="whole.bin", **metadata),
-    )
-
-
-def stored(server: Server, url: str) -> bytes:
-    answer = server.tus("GET", url)
-    assert answer.status_code == 200, answer.text
-    return bytes(answer.content)
-
+from tests.tus.speaking_tus import MIB, OFFSET_TYPE, begin, deferred, join, part, random_bytes, stored
 
 # --- creation-defer-length ------------------------------------------------------------------------------
 

@@ -1,39 +1,15 @@
 """RUFH (draft-ietf-httpbis-resumable-upload-12) against a real server, and uploads that change protocol midway."""
 
-import base64
 import gzip
-import hashlib
 import socket
 import uuid
-from typing import Any
 
 import pytest
 import requests
 
 from tests.server import Server, create, patch, sha256, upload_url
-from tests.tus.test_cut_uploads import MIB, random_bytes
-
-PROBLEMS = "https://iana.org/assignments/http-problem-types#"
-
-
-def call(server: Server, method: str, url: str, body: Any = None, **headers: str) -> Any:
-    words = {name.replace("_", "-"): value for name, value in headers.items()}
-    where = url if url.startswith("http") else server.url + url
-    return requests.request(method, where, data=body, timeout=30, headers={**server.auth, **words})
-
-
-def begin(server: Server, body: bytes = b"", complete: str = "?0", **headers: str) -> Any:
-    return call(server, "POST", "/files", body, Upload_Complete=complete, **headers)
-
-
-def append(server: Server, url: str, body: bytes, offset: int, complete: str = "?0", **headers: str) -> Any:
-    given = {"Content_Type": "application/partial-upload", **headers}
-    return call(server, "PATCH", url, body, Upload_Offset=str(offset), Upload_Complete=complete, **given)
-
-
-def digest(content: bytes, algorithm: str = "sha-256") -> str:
-    value = hashlib.new(algorithm.replace("-", ""), content).digest()
-    return f"{algorithm}=:{base64.b64encode(value).decode()}:"
+from tests.tus.speaking_rufh import PROBLEMS, append, begin, call, digest
+from tests.tus.speaking_tus import MIB, random_bytes
 
 
 def test_one_request_is_enough(shared_server: Server) -> None:

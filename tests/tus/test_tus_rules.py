@@ -15,7 +15,7 @@ import requests
 from server.tus.tus_fields import EXTENSIONS
 from tests.server import Server, patch, sha256, upload_metadata
 from tests.support import eventually
-from tests.tus.test_extensions import OFFSET_TYPE, begin, deferred, join, part, stored
+from tests.tus.speaking_tus import OFFSET_TYPE, begin, deferred, join, part, stored
 
 HTTP_DATE = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 """IMF-fixdate (RFC 9110 §5.6.7)."""
