@@ -5,10 +5,11 @@ import html
 from aiohttp import web
 
 from server import middleware
-from server.auth import Principal, Role, principal_of
+from server.auth import principal_of
 from server.cors import CrossOrigin, of_this_machine_only
 from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES, RequestError
-from server.health import readiness
+from server.metrics.counts import counting
+from server.operating import Operating
 from server.proxies import behind_proxies
 from server.services import Services
 from server.sessions.schema import CreateSession
@@ -27,12 +28,12 @@ def create_app(services: Services) -> web.Application:
     cross_origin = CrossOrigin(http.cors_origins)
     is_open = services.settings.auth.mode == "none"
     app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[
-        middleware.request_id, services.connections.watch,
+        counting(services.counts), middleware.request_id, services.connections.watch,
         *([of_this_machine_only(http.public_url, http.cors_origins)] if is_open else []), cross_origin.preflight,
         behind_proxies(http.trusted_proxies), middleware.authenticated(services.authenticator)])
     app.on_response_prepare.append(cross_origin.sign)
     app.on_response_prepare.append(name_version)
-    app.add_routes([*services.routes, *_Surface(services).routes()])
+    app.add_routes([*services.routes, *Operating(services, VERSION).routes(), *_Surface(services).routes()])
     return app
 
 
@@ -45,29 +46,8 @@ class _Surface:
     def routes(self) -> list[web.RouteDef]:
         """Its routes."""
         return [
-            web.get("/healthz", self.healthz), web.get("/readyz", self.readyz),
             web.get("/.well-known/jwks.json", self.jwks), web.get("/problems/{code}", self.problem),
             web.get("/api/v1", self.about), web.get("/api/v1/", self.about)]
-
-    async def healthz(self, _request: web.Request) -> web.Response:
-        """Alive."""
-        return web.json_response({"status": "alive"})
-
-    async def readyz(self, request: web.Request) -> web.Response:
-        """Ready to serve; details are for operators (contract §11)."""
-        found = await readiness(self._services.store)
-        body: dict[str, object] = {"status": "ready" if found.ready else "not ready"}
-        if await self._is_operator(request):
-            body |= {"faults": found.faults, "backlog": found.backlog}
-        return web.json_response(body, status=200 if found.ready else 503)
-
-    async def _is_operator(self, request: web.Request) -> bool:
-        try:
-            bearer = await self._services.authenticator.identify(request.headers.get("Authorization"))
-        except RequestError:
-            return False
-        principal: Principal = bearer.principal
-        return not bearer.expired and principal.may(Role.OPERATOR)
 
     async def jwks(self, _request: web.Request) -> web.Response:
         """Every public key that ever signed a receipt (RFC 7517 §5)."""
