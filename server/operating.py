@@ -6,19 +6,29 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from shutil import disk_usage
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, Literal, NotRequired, TypeVar
 
 from aiohttp import web
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from server.auth import Role
+from server.describing import TEXT, Answer, Described, answered
 from server.errors import RequestError
-from server.health import Readiness, readiness
+from server.health import Fault, Readiness, readiness
 from server.metrics.exposition import CONTENT_TYPE, Holdings, exposition, holdings
 from server.proxies import is_in
 from server.services import Services
 
 FRESH_S = 1.0
 T = TypeVar("T")
+
+
+class Ready(TypedDict):
+    """Whether requests should be sent here; to operators also what is wrong, and how many jobs wait."""
+
+    status: Literal["ready", "not ready"]
+    faults: NotRequired[list[Fault]]
+    backlog: NotRequired[dict[str, int]]
 
 
 class _Fresh(Generic[T]):
@@ -39,6 +49,15 @@ class _Fresh(Generic[T]):
 
 class Operating:
     """One method per call."""
+
+    described: ClassVar = {
+        "healthz": Described(answered({"type": "object"}, "It lives"), open=True),
+        "readyz": Described({
+            200: Answer("Send requests here", Ready),
+            503: Answer("Send them elsewhere for now", Ready)}, open=True),
+        "metrics": Described(
+            {200: Answer("Prometheus' text format", TEXT, ("text/plain",))}, refusals=("unauthorized", "forbidden"),
+            open=True)}
 
     def __init__(self, services: Services, version: str) -> None:
         self._services = services
