@@ -1,14 +1,19 @@
 """The whole HTTP surface on one screen."""
 
 import html
+from typing import ClassVar
 
 from aiohttp import web
 
 from server import middleware
-from server.auth import Principal, Role, principal_of
+from server.auth import principal_of
 from server.cors import CrossOrigin, of_this_machine_only
+from server.describing import TEXT, Answer, Described, answered
 from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES, RequestError
-from server.health import readiness
+from server.metrics.counts import counting
+from server.openapi import document
+from server.openapi_page import page
+from server.operating import Operating
 from server.proxies import behind_proxies
 from server.services import Services
 from server.sessions.schema import CreateSession
@@ -18,6 +23,7 @@ from storage import tokens
 
 VERSION = "0.1.0"
 MAX_JSON_BYTES = 1024 * 1024
+HTML = {200: Answer("A page", TEXT, ("text/html",))}
 PROTOCOLS = (f"tus-{tus_fields.VERSION}", f"rufh-{rufh_fields.INTEROP_VERSIONS[0]}", "dicom")
 
 
@@ -27,52 +33,49 @@ def create_app(services: Services) -> web.Application:
     cross_origin = CrossOrigin(http.cors_origins)
     is_open = services.settings.auth.mode == "none"
     app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[
-        middleware.request_id, services.connections.watch,
+        counting(services.counts), middleware.request_id, services.connections.watch,
         *([of_this_machine_only(http.public_url, http.cors_origins)] if is_open else []), cross_origin.preflight,
         behind_proxies(http.trusted_proxies), middleware.authenticated(services.authenticator)])
     app.on_response_prepare.append(cross_origin.sign)
     app.on_response_prepare.append(name_version)
-    app.add_routes([*services.routes, *_Surface(services).routes()])
+    app.add_routes([
+        *services.routes, *Operating(services, VERSION).routes(), *_Surface(services, app.router).routes()])
     return app
 
 
 class _Surface:
     """What belongs to no feature."""
 
-    def __init__(self, services: Services) -> None:
+    described: ClassVar = {
+        "jwks": Described(answered({"type": "object"}, "A JWK set"), open=True),
+        "problem": Described(HTML, open=True), "docs": Described(HTML, open=True),
+        "openapi": Described(answered({"type": "object"}, "OpenAPI 3.1"), open=True),
+        "about": Described(answered({"type": "object"}, "Product, version, accepted fields, protocols, limits"))}
+
+    def __init__(self, services: Services, router: web.UrlDispatcher) -> None:
         self._services = services
+        self._router = router
 
     def routes(self) -> list[web.RouteDef]:
         """Its routes."""
         return [
-            web.get("/healthz", self.healthz), web.get("/readyz", self.readyz),
+            web.get("/openapi.json", self.openapi), web.get("/docs", self.docs),
             web.get("/.well-known/jwks.json", self.jwks), web.get("/problems/{code}", self.problem),
             web.get("/api/v1", self.about), web.get("/api/v1/", self.about)]
-
-    async def healthz(self, _request: web.Request) -> web.Response:
-        """Alive."""
-        return web.json_response({"status": "alive"})
-
-    async def readyz(self, request: web.Request) -> web.Response:
-        """Ready to serve; details are for operators (contract §11)."""
-        found = await readiness(self._services.store)
-        body: dict[str, object] = {"status": "ready" if found.ready else "not ready"}
-        if await self._is_operator(request):
-            body |= {"faults": found.faults, "backlog": found.backlog}
-        return web.json_response(body, status=200 if found.ready else 503)
-
-    async def _is_operator(self, request: web.Request) -> bool:
-        try:
-            bearer = await self._services.authenticator.identify(request.headers.get("Authorization"))
-        except RequestError:
-            return False
-        principal: Principal = bearer.principal
-        return not bearer.expired and principal.may(Role.OPERATOR)
 
     async def jwks(self, _request: web.Request) -> web.Response:
         """Every public key that ever signed a receipt (RFC 7517 §5)."""
         keys = await self._services.store.read(tokens.keys)
         return web.json_response({"keys": keys}, headers={"Cache-Control": "public, max-age=300"})
+
+    async def openapi(self, _request: web.Request) -> web.Response:
+        """Every call in OpenAPI 3.1, for machines."""
+        return web.json_response(document(self._router, VERSION))
+
+    async def docs(self, _request: web.Request) -> web.Response:
+        """Every call, for people."""
+        return web.Response(text=page(document(self._router, VERSION)), content_type="text/html", headers={
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
     async def problem(self, request: web.Request) -> web.Response:
         """The page behind a problem's `type` (RFC 9457 §3.1.1)."""

@@ -23,6 +23,7 @@ from server.supervisor import Kind, stop_signal, working  # noqa: E402
 async def _serve(asked: dict[str, Any]) -> None:  # the parent's JSON
     settings = restored(asked["settings"], Path(asked["base"]), http_port=asked["http_port"])
     kinds = frozenset(Kind(kind) for kind in asked["kinds"])
+    log_to_stderr(settings.log.format)
     stop = stop_signal()
     try:
         async with (open_services(settings) as (services, tasks),

@@ -80,7 +80,7 @@ def serve(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heeded
     settings = config.load(config_file)
     config.check_places(settings)
-    log_to_stderr()
+    log_to_stderr(settings.log.format)
     for warning in config.warnings_of(settings):
         log.warning("configuration.warning", detail=warning)
 

@@ -1,32 +1,111 @@
-"""Is it alive, is it ready, does it hold together: `/healthz`, `/readyz`, and the four orphans of `fsck`."""
+"""Is it ready, does it hold together: what is wrong for `/readyz`, and the four orphans of `fsck`."""
 
+import asyncio
+import shutil
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import Connection
 
-from storage import blob_rows, instances, jobs, sessions
+from storage import blob_rows, clock, figures, instances, jobs, sessions
 from storage.blobs.base import Lists
 from storage.errors import StorageError
+from storage.records import now
 from storage.store import Store
 from storage.triggers import missing_triggers
+
+WRITER_S = 3.0
+STUCK_S = 300.0
+CLOCK_AHEAD, CLOCK_BEHIND = timedelta(hours=1), timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is wrong, and what to do. `stops`: until then no request should be sent here."""
+
+    code: str
+    detail: str
+    advice: str
+    stops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether requests can be served, and what stands in the way."""
+    """What is wrong, and how many jobs wait by kind."""
 
-    ready: bool
-    faults: tuple[str, ...]
+    faults: tuple[Fault, ...]
     backlog: dict[str, int]
 
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served."""
+        return not any(fault.stops for fault in self.faults)
 
-async def readiness(store: Store) -> Readiness:
-    """Ask the database; dropped triggers are a fault (contract §9)."""
+
+async def readiness(store: Store, disk: Path, reserve_bytes: int) -> Readiness:
+    """Look at the database, its triggers (contract §9), writer, jobs and clock, at alarms, and at the disk."""
+
+    def look(tx: Connection) -> tuple[list[str], dict[str, figures.Queue], int, str | None, dict[str, int]]:
+        return (missing_triggers(tx), figures.queues(tx), figures.alarms(tx), clock.believed(tx),
+                jobs.backlog(tx))
+
     try:
-        dropped, backlog = await store.read(lambda tx: (missing_triggers(tx), jobs.backlog(tx)))
+        dropped, queues, alarms, believed, backlog = await store.read(look)
     except StorageError as error:
-        return Readiness(False, (f"the database does not answer: {error}",), {})
-    return Readiness(not dropped, tuple(f"the trigger {name} is gone" for name in dropped), backlog)
+        return Readiness((Fault("database_silent", f"the database does not answer: {error}",
+                                "look at the disk that it is on, and at the log", stops=True),), {})
+    faults = [*map(_trigger, dropped), await _writer(store), await asyncio.to_thread(_disk, disk, reserve_bytes),
+              *map(_stuck, queues, queues.values()), _clock(believed), _alarms(alarms)]
+    return Readiness(tuple(fault for fault in faults if fault is not None), backlog)
+
+
+def _trigger(name: str) -> Fault:
+    return Fault("trigger_gone", f"the trigger {name} is gone",
+                 "somebody opened the lock on history: find out who, and run packhorse audit verify", stops=True)
+
+
+async def _writer(store: Store) -> Fault | None:
+    """A transaction that changes nothing waits as long for the writer as any other."""
+    try:
+        async with asyncio.timeout(WRITER_S):
+            await store.write(lambda _: None, light=True)
+    except (TimeoutError, StorageError):
+        return Fault("writer_behind", f"a transaction waits for more than {WRITER_S:g} s, or fails",
+                     "the disk of the database is too slow or too busy, or full: look at packhorse_commit_seconds",
+                     stops=True)
+    return None
+
+
+def _disk(disk: Path, reserve_bytes: int) -> Fault | None:
+    free = shutil.disk_usage(disk).free
+    if free >= max(reserve_bytes, 1):
+        return None
+    return Fault("disk_below_reserve", f"{free} bytes are left of the {reserve_bytes} that are kept in reserve",
+                 "uploads are refused until there is room: free some, or give the disk more")
+
+
+def _stuck(kind: str, queue: figures.Queue) -> Fault | None:
+    if queue.oldest_s < STUCK_S:
+        return None
+    return Fault("jobs_stuck", f"a job of kind {kind} has been due for {queue.oldest_s:.0f} s",
+                 "does a process that does jobs run? The log tells what it is at")
+
+
+def _clock(believed: str | None) -> Fault | None:
+    ahead = now() - datetime.fromisoformat(believed) if believed is not None else timedelta(0)
+    if -CLOCK_BEHIND < ahead <= CLOCK_AHEAD:
+        return None
+    way = "ahead of" if ahead > CLOCK_AHEAD else "behind"
+    return Fault("clock_distrusted", f"the clock is {abs(ahead.total_seconds()):.0f} s {way} what was believed last",
+                 "no upload expires until the clock has run evenly for an hour, or has caught up: set it right")
+
+
+def _alarms(count: int) -> Fault | None:
+    if not count:
+        return None
+    return Fault("integrity_alarms", f"the stored bytes of {count} files are damaged or missing",
+                 "whoever still has a copy sends it again, which repairs; look at the disk")
 
 
 @dataclass(frozen=True, slots=True)

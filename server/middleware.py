@@ -16,8 +16,8 @@ log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 METHOD_OVERRIDE = "X-HTTP-Method-Override"
-OPEN = frozenset({"/healthz", "/readyz", "/.well-known/jwks.json"})
-"""Paths that need no token (contract §8, §11)."""
+OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/.well-known/jwks.json"})
+"""Paths that need no token here (contract §8, §11); who may read `/metrics` is looked at there."""
 
 
 @web.middleware

@@ -13,7 +13,7 @@ from server.settings import Settings
 
 OTHERS = 0o077
 """The bits of everybody but the owner."""
-FOLDERS = frozenset({"keys", "spool"})
+FOLDERS = frozenset({"keys", "metrics", "spool"})
 FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret"})
 
 

@@ -22,7 +22,7 @@ def behind_proxies(trusted: list[str]) -> Middleware:
 
     @web.middleware
     async def unfold(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not networks or not _is_in(request.remote, networks):
+        if not networks or not is_in(request.remote, networks):
             return await handler(request)
         nodes, hosts, protos = _told(request)
         hop = _hop(nodes, networks)
@@ -57,7 +57,8 @@ def base_url_of(http: Http) -> Callable[[web.Request], str]:
     return base_url
 
 
-def _is_in(address: str | None, networks: list[Network]) -> bool:
+def is_in(address: str | None, networks: list[Network]) -> bool:
+    """Whether it is an address of one of these networks."""
     try:
         parsed = ipaddress.ip_address(address or "")
     except ValueError:
@@ -103,7 +104,7 @@ def _hop(nodes: list[str], networks: list[Network]) -> int:
     What is older than that one anybody may have written.
     """
     named = [hop for hop, node in enumerate(nodes) if node]
-    return next((hop for hop in named if not _is_in(nodes[hop], networks)), named[-1] if named else 0)
+    return next((hop for hop in named if not is_in(nodes[hop], networks)), named[-1] if named else 0)
 
 
 def _at(told: list[str], hop: int) -> str:

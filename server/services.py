@@ -1,12 +1,15 @@
 """Who is handed to whom: the only file that knows every feature."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from aiohttp import web
 
 from server.auth import Authenticator
 from server.connections import Connections
+from server.metrics.counts import Counts
+from server.metrics.measured import MeasuredFiles
+from server.metrics.sharing import Shared
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
 from server.pacs.arrivals import Arrivals
@@ -66,6 +69,8 @@ class Services:
     worker: Worker
     webhooks: Webhooks
     listener: DicomListener | None
+    counts: Counts
+    shared: Shared
     routes: tuple[web.RouteDef, ...]
 
 
@@ -74,11 +79,12 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     given = settings.uploads
     max_size_bytes, expires_after = given.max_size_bytes, timedelta(days=given.expires_after_days)
     base_url = base_url_of(settings.http)
+    counts = Counts()
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
-    ingester = Ingester(
+    ingester = MeasuredFiles(Ingester(
         store, renderer.same_content, destinations=destinations,
-        accept_other=given.accept_other == "keep")
+        accept_other=given.accept_other == "keep"), counts)
     completion = Completion(
         store, ingester, signer, tasks, given.sync_wait_s,
         on_stored=(lambda: worker.wake("forward")) if destinations else lambda: None)
@@ -103,11 +109,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job,
                             **dict.fromkeys(calls, webhooks.run_job)},
                     at_once=calls, backoff=Backoff(first_s=settings.forward.first_retry_s))
-    arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"))
+    arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"), received=counts.received("dimse"))
     reads = Reads(store)
     links, pace = Links(base_url), Pace(given.progress_floor_bytes_per_s, given.progress_window_s)
-    tus = TusHandlers(uploads, intake, links, pace, max_size_bytes)
-    rufh = RufhHandlers(uploads, intake, links, pace, max_size_bytes)
+    tus = TusHandlers(uploads, intake, links, replace(pace, received=counts.received("tus")), max_size_bytes)
+    rufh = RufhHandlers(uploads, intake, links, replace(pace, received=counts.received("rufh")), max_size_bytes)
     routes = (
         *FilesResource(store, uploads, rows, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
@@ -118,7 +124,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     return Services(
         settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
-        _listener(settings, arrivals), routes)
+        _listener(settings, arrivals), counts, Shared(settings.data_path / "metrics", counts), routes)
 
 
 def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:

@@ -84,6 +84,7 @@ class Http(Section):
     cors_origins: list[Origin] = []
     tls_cert: str = ""
     tls_key: str = ""
+    metrics_allow: list[Network] = []
 
 
 class DicomPeer(Section):
@@ -170,6 +171,12 @@ class Forward(Section):
     rules: list[ForwardRule] = []
 
 
+class Log(Section):
+    """`[log]`: how the log is written."""
+
+    format: Literal["json", "text"] = "json"
+
+
 class Webhook(Section):
     """`[[webhooks]]`: who is told what happens."""
 
@@ -189,6 +196,7 @@ class Settings(BaseSettings):
     auth: Auth = Auth()
     uploads: Uploads = Uploads()
     forward: Forward = Forward()
+    log: Log = Log()
     webhooks: list[Webhook] = []
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 

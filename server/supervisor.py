@@ -15,6 +15,7 @@ from aiohttp import web
 from server.app import create_app
 from server.errors import ConfigurationError
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
+from server.metrics.sharing import SHARED_S
 from server.services import Services
 from server.sessions.service import IDEMPOTENCY_KEPT
 from server.settings import Settings
@@ -78,6 +79,7 @@ async def prepare(services: Services) -> tuple[Path, str | None]:
     token = await first_token(services.store, services.settings.data_path)
     await services.store.write(jobs.release_all)
     await services.webhooks.begin()
+    services.shared.begin()
     await services.upkeep.clean_staging()
     return token
 
@@ -98,6 +100,8 @@ async def working(
             # what a crash left whole may take long to seal: nobody waits for it to be ready
             tasks.spawn(_finish_left(services), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
+        if shares_port:
+            tasks.spawn(every(SHARED_S, "metrics", services.shared.share), "share-metrics")
         yield http_port, dicom_port
 
 

@@ -5,6 +5,7 @@ from aiohttp import web
 from server.auth import principal_of
 from server.bodies import json_body
 from server.identifiers import parse_text_id
+from server.orders.described import DESCRIBED
 from server.orders.service import OrderService
 
 PATH = "/api/v1/orders/{radiology_order_id}"
@@ -12,6 +13,8 @@ PATH = "/api/v1/orders/{radiology_order_id}"
 
 class OrderHandlers:
     """One method per verb."""
+
+    described = DESCRIBED
 
     def __init__(self, service: OrderService) -> None:
         self._service = service

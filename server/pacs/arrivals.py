@@ -24,9 +24,12 @@ CHUNK_BYTES = 1024 * 1024
 class Arrivals:
     """Answers the listener. Success only after the same durability point as every door (contract §2)."""
 
-    def __init__(self, store: Store, files: Files, on_stored: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, files: Files, on_stored: Callable[[], None], received: Callable[[int], object] = int
+    ) -> None:
         self._store = store
         self._files = files
+        self._received = received
         self._on_stored = on_stored
 
     async def receive(self, received: Received) -> StoreOutcome:
@@ -37,6 +40,7 @@ class Arrivals:
         try:
             await self._store.blobs.append(key, 0, _content(received.path), flush=False)
             blob = await self._store.blobs.seal(key, None)
+            self._received(blob.size_bytes)
             try:
                 inspection = await self._files.inspect(blob.sha256, blob.size_bytes, origin)
                 _check_command(inspection, received)

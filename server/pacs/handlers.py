@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from server.auth import Principal, Role, principal_of
 from server.caching import CACHED, cached, cached_json
 from server.errors import RequestError
+from server.pacs.described import DESCRIBED
 from server.pacs.ingest import blob_path
 from server.pacs.presentation import image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window
@@ -23,6 +24,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 class ImageHandlers:
     """One method per call."""
+
+    described = DESCRIBED
 
     def __init__(
         self, store: Store, renderer: Renderer, reads: Reads, base_url: Callable[[web.Request], str]

@@ -15,6 +15,7 @@ from server.identifiers import parse_text_id
 from server.middleware import route_of
 from server.problems import problem_body
 from server.sessions import machine, schema
+from server.sessions.described import DESCRIBED
 from server.sessions.service import Caller, SessionService, View
 from storage.records import ImageRecord, SessionRecord, Status, UploadRecord
 from storage.store import Store
@@ -42,6 +43,8 @@ def caller_of(request: web.Request) -> Caller:
 
 class SessionHandlers:
     """One method per call."""
+
+    described = DESCRIBED
 
     def __init__(
         self, store: Store, service: SessionService, complete: Complete, describe_image: DescribeImage,

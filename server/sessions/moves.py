@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import structlog
 from sqlalchemy import Connection
 
 from server.errors import RequestError, SessionFailure
 from server.sessions import machine
 from storage import audit, sessions, uploads
+from storage.database.base import at_unit_end
 from storage.records import AuditEntry, AuditPosition, SessionRecord, Status, timestamp
 
+log = structlog.get_logger()
 Columns = dict[str, Any]  # columns of the session table, by name
 
 
@@ -69,6 +72,8 @@ def fail(
     live = uploads.live(tx, record.session_id)
     if live is not None and not machine.keeps_upload(failure.code):
         uploads.end(tx, live.upload_id, failure.code)
+    at_unit_end(tx, lambda _: log.warning("session.failed", session_id=record.session_id, error_code=failure.code,
+                                          retryable=failure.retryable))
     return failed
 
 

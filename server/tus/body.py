@@ -55,6 +55,8 @@ class UploadBody:
         self._early: list[bytes] = []
         self._invited = False
         self._progress = Progress(pace)
+        self._received = pace.received
+        self._told_bytes = 0
         self._lost: AppError | None = None
         self._wire: Wire | None = None
         self.bytes_read = 0
@@ -75,6 +77,12 @@ class UploadBody:
     def limit_to(self, size_bytes: int) -> None:
         """How much is taken of it; told before it is read."""
         self._limit = size_bytes
+
+    def _tell(self) -> None:
+        """Tell what was given out since the last time; what was given back is not told twice."""
+        if self.bytes_read > self._told_bytes:
+            self._received(self.bytes_read - self._told_bytes)
+            self._told_bytes = self.bytes_read
 
     async def _invite(self) -> None:
         if not self._invited:
@@ -102,6 +110,7 @@ class UploadBody:
         content = self._early[0] if len(self._early) == 1 else b"".join(self._early)
         self._early = []
         self.bytes_read, self.ended = declared, True
+        self._tell()
         return content
 
     def give_back(self, content: bytes) -> None:
@@ -114,6 +123,7 @@ class UploadBody:
         while chunk := await self._next():
             room = self._limit - self.bytes_read
             self.bytes_read += min(room, len(chunk))
+            self._tell()
             if room:
                 yield chunk[:room]
             if len(chunk) > room:
@@ -180,6 +190,7 @@ class UploadBody:
         assert self._wire is not None, "open_socket() came first"
         count = self._wire.read(buffer)
         self.bytes_read += count
+        self._tell()
         self.ended = self._wire.is_over
         return count
 

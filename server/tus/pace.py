@@ -1,6 +1,7 @@
 """How slow a body may be, and the account of one that flows. Reads nothing itself."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.errors import RequestError
@@ -8,10 +9,14 @@ from server.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How slow a body may be: at least `floor_bytes_per_s` over each `window_s`."""
+    """How slow a body may be: at least `floor_bytes_per_s` over each `window_s`.
+
+    `received` is told of the bytes that a body brought, as they come, in any thread.
+    """
 
     floor_bytes_per_s: int = 256
     window_s: float = 60.0
+    received: Callable[[int], object] = int
 
 
 class Progress:

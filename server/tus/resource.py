@@ -15,6 +15,7 @@ from server.tus import rufh_fields, tus_fields
 from server.tus.answers import close_if_unread, state_of
 from server.tus.body import SPOILED
 from server.tus.checksum import ALGORITHMS
+from server.tus.described import DESCRIBED
 from server.tus.download import Download, unwanted
 from server.tus.interim import expect_nothing
 from server.tus.links import Links
@@ -41,6 +42,8 @@ async def name_version(request: web.BaseRequest, response: web.StreamResponse) -
 
 class FilesResource:
     """The routes of `/files`."""
+
+    described = DESCRIBED
 
     def __init__(
         self, store: Store, uploads: Uploads, rows: UploadRows, tus: TusHandlers, rufh: RufhHandlers, links: Links,

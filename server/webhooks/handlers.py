@@ -1,28 +1,22 @@
 """`/api/v1/webhooks`: what was told to whom, and telling it again."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from aiohttp import web
-from pydantic import Field
 
 from server.auth import principal_of
-from server.bodies import Body, json_body, parse
+from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.errors import RequestError
+from server.webhooks.described import DESCRIBED, MOST, Resend
 from server.webhooks.service import Webhooks
 from storage.records import WebhookDeliveryRecord
-
-MOST = 500
-
-
-class Resend(Body):
-    """`resend/`: every operator action says why."""
-
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class WebhookHandlers:
     """One method per call."""
+
+    described = DESCRIBED
 
     def __init__(self, webhooks: Webhooks) -> None:
         self._webhooks = webhooks

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage.durations import FLUSHES
 from storage.errors import Conflict, FlushFailed, NoSpace, NotFound, OffsetMismatch, StorageIO
 
 Buffer = bytes | memoryview
@@ -53,7 +54,8 @@ def sync_file(descriptor: int) -> None:
     """Put the bytes on the medium. FlushFailed."""
     # after a failed fsync the kernel may have dropped the pages: asking again would lie
     try:
-        os.fdatasync(descriptor)
+        with FLUSHES.measured():
+            os.fdatasync(descriptor)
     except OSError as error:
         raise FlushFailed("the disk did not confirm the bytes") from error
 
@@ -62,7 +64,8 @@ def sync_directory(path: Path | str) -> None:
     """Put the names in a directory on the medium. FlushFailed."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with FLUSHES.measured():
+            os.fsync(descriptor)
     except OSError as error:
         raise FlushFailed("the disk did not confirm a name") from error
     finally:

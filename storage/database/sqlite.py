@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from sqlalchemy.pool import NullPool
 
 from storage.database.base import end_unit, forget
 from storage.database.prepared import sqlite_failure
+from storage.durations import COMMITS
 from storage.errors import StorageError, StorageIO
 
 T = TypeVar("T")
@@ -47,7 +49,7 @@ def translate(error: Exception) -> Exception:
 def _connect(path: Path, *, read_only: bool) -> Connection:
     """A connection whose transactions we begin and end ourselves, by statements of SQLite."""
     engine = create_engine(
-        f"sqlite:///{path}", poolclass=NullPool, isolation_level="AUTOCOMMIT",
+        f"sqlite:///{path}", poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True,
         connect_args={"timeout": LOCK_WAIT_S, "check_same_thread": False, "cached_statements": 512})
     connection = engine.connect()
     pragmas = READING if read_only else DURABLE
@@ -79,13 +81,17 @@ def writer_lock(path: Path) -> Iterator[None]:
 
 
 class _Unit:
-    """A unit of work on its way through the writer: its outcome goes to `future` in the loop that waits for it."""
+    """A unit of work on its way through the writer: its outcome goes to `future` in the loop that waits for it.
 
-    __slots__ = ("failure", "future", "light", "loop", "result", "run")
+    It runs in its caller's context, so that what it logs tells of which request it is.
+    """
+
+    __slots__ = ("context", "failure", "future", "light", "loop", "result", "run")
 
     def __init__(self, run: Callable[[Connection], Any], light: bool) -> None:  # the result type is the caller's
         self.run = run
         self.light = light
+        self.context = copy_context()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.result: Any = None
@@ -183,7 +189,7 @@ class SqliteDatabase:
         running = [unit for unit in group if not unit.future.cancelled()]
         driver = driver_of(self._writer)
         try:
-            with writer_lock(self._path):
+            with COMMITS.measured(), writer_lock(self._path):
                 forget(self._writer)
                 self._flush_at_commit(driver, not all(unit.light for unit in running))
                 driver.execute("BEGIN IMMEDIATE")
@@ -212,8 +218,8 @@ class SqliteDatabase:
     def _run_unit(self, driver: sqlite3.Connection, unit: _Unit) -> None:
         driver.execute("SAVEPOINT unit")
         try:
-            unit.result = unit.run(self._writer)
-            end_unit(self._writer)
+            unit.result = unit.context.run(unit.run, self._writer)
+            unit.context.run(end_unit, self._writer)
         except Exception as error:  # noqa: BLE001 - the rim of the writer: each unit gets its own
             driver.execute("ROLLBACK TO unit")
             forget(self._writer)

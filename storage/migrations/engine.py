@@ -10,7 +10,8 @@ from storage.database.sqlite import DURABLE, LOCK_WAIT_S
 
 def migration_engine(path: Path) -> Engine:
     """An engine whose connections write durably, and whose transactions take SQLite's write lock as they begin."""
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": LOCK_WAIT_S, "check_same_thread": False})
+    engine = create_engine(f"sqlite:///{path}", hide_parameters=True,
+                           connect_args={"timeout": LOCK_WAIT_S, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def durable(connection: sqlite3.Connection, _record: object) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from server import config
 from server.app import _Surface
 from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES
+from server.operating import Operating
 from server.orders.handlers import OrderHandlers
 from server.pacs.handlers import ImageHandlers
 from server.sessions.handlers import SessionHandlers
@@ -103,7 +104,7 @@ def test_every_session_call_is_documented() -> None:
 def test_every_route_is_documented() -> None:
     page = (ROOT / "docs/api.md").read_text()
     surface = _Surface.__new__(_Surface)
-    handlers = (FilesResource, SessionHandlers, ImageHandlers, OrderHandlers, WebhookHandlers)
+    handlers = (Operating, FilesResource, SessionHandlers, ImageHandlers, OrderHandlers, WebhookHandlers)
     routes = [route for one in handlers for route in one.__new__(one).routes()] + surface.routes()
     for route in routes:
         path = route.path.rstrip("/").replace("/visits/{visit_id}/radiology", "")
@@ -175,3 +176,12 @@ def test_every_section_of_the_contract_that_code_cites_is_there() -> None:
         for number in re.findall(r"contract §(\d+)", path.read_text())
     }
     assert cited and cited <= headings
+
+
+def test_every_metric_and_every_fault_is_documented() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    counted = (ROOT / "server/metrics/counts.py").read_text() + (ROOT / "server/metrics/exposition.py").read_text()
+    for name in set(re.findall(r'"(packhorse_\w+)"', counted)):
+        assert f"`{name}" in page, name
+    for code in re.findall(r'Fault\(\s*"(\w+)"', (ROOT / "server/health.py").read_text()):
+        assert f"| `{code}` |" in page, code

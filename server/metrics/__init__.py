@@ -1,0 +1,1 @@
+"""What the server counts, over all of its processes, and how Prometheus is told."""
