@@ -13,6 +13,7 @@ from server.health import count_orphans
 from server.sessions import receipts
 from server.settings import Settings
 from storage import audit, tokens
+from storage.chain import Anchor, ChainReport
 from storage.store import Store
 from storage.triggers import missing_triggers
 
@@ -37,14 +38,14 @@ def audit_verify(
     receipt: Annotated[list[Path] | None, typer.Option(help="Receipts whose place in the chain is compared.")] = None,
 ) -> None:
     """Walk the audit chain; name the first bad, missing or foreign row."""
-    expected = {}
+    anchors = []
     settings = config.load(config_file)
     for path in receipt or []:
         claims = _verified(settings, path)
-        expected[int(claims["audit_seq"])] = str(claims["audit_hash"])
+        anchors.append(Anchor(int(claims["audit_seq"]), str(claims["audit_hash"]), f"the receipt {path}"))
 
-    async def work(store: Store) -> tuple[audit.ChainReport, list[str]]:
-        return await store.read(lambda tx: (audit.verify(tx, expected), missing_triggers(tx)))
+    async def work(store: Store) -> tuple[ChainReport, list[str]]:
+        return await store.read(lambda tx: (audit.verify(tx, anchors), missing_triggers(tx)))
 
     report, dropped = with_store(settings, work)
     for trigger in dropped:

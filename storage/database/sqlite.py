@@ -46,7 +46,7 @@ def translate(error: Exception) -> Exception:
     return sqlite_failure(cause) if isinstance(cause, sqlite3.Error) else error
 
 
-def _connect(path: Path, *, read_only: bool) -> Connection:
+def connect(path: Path, *, read_only: bool) -> Connection:
     """A connection whose transactions we begin and end ourselves, by statements of SQLite."""
     engine = create_engine(
         f"sqlite:///{path}", poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True,
@@ -113,7 +113,7 @@ class SqliteDatabase:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._units: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
-        self._writer = _connect(path, read_only=False)
+        self._writer = connect(path, read_only=False)
         self._flushes = True
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._reading = threading.local()
@@ -141,7 +141,7 @@ class SqliteDatabase:
     def _read(self, unit: Callable[[Connection], T]) -> T:
         connection: Connection | None = getattr(self._reading, "connection", None)
         if connection is None:
-            connection = self._reading.connection = _connect(self._path, read_only=True)
+            connection = self._reading.connection = connect(self._path, read_only=True)
             self._opened.append(connection)
         driver = driver_of(connection)
         try:
