@@ -9,12 +9,12 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from server.settings import Settings
+from server.settings import AUDIT_HEAD, Settings
 
 OTHERS = 0o077
 """The bits of everybody but the owner."""
 FOLDERS = frozenset({"keys", "metrics", "spool"})
-FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret"})
+FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", AUDIT_HEAD, f"{AUDIT_HEAD}.lock"})
 
 
 def own_alone() -> None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from aiohttp import web
 
+from server.auditing.head import AuditHead
 from server.auth import Authenticator
 from server.connections import Connections
 from server.metrics.counts import Counts
@@ -68,6 +69,7 @@ class Services:
     renderer: Renderer
     worker: Worker
     webhooks: Webhooks
+    audit_head: AuditHead
     listener: DicomListener | None
     counts: Counts
     shared: Shared
@@ -124,7 +126,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     return Services(
         settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
-        _listener(settings, arrivals), counts, Shared(settings.data_path / "metrics", counts), routes)
+        AuditHead(store, settings.audit_head_path, signer.sign), _listener(settings, arrivals), counts,
+        Shared(settings.data_path / "metrics", counts), routes)
 
 
 def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:

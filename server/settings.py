@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from server.errors import ConfigurationError
 
+AUDIT_HEAD = "audit-head.jws"
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -122,6 +123,12 @@ class Auth(Section):
     mode: Literal["token", "none"] = "token"
 
 
+class Audit(Section):
+    """`[audit]`: the audit chain."""
+
+    head: str = ""
+
+
 class Uploads(Section):
     """`[uploads]`: limits of what comes in."""
 
@@ -194,6 +201,7 @@ class Settings(BaseSettings):
     dicom: Dicom = Dicom()
     storage: Storage = Storage()
     auth: Auth = Auth()
+    audit: Audit = Audit()
     uploads: Uploads = Uploads()
     forward: Forward = Forward()
     log: Log = Log()
@@ -232,6 +240,11 @@ class Settings(BaseSettings):
     def data_path(self) -> Path:
         """The folder of everything else: the admin token, the signing key, the spool."""
         return self.database_path.parent
+
+    @property
+    def audit_head_path(self) -> Path:
+        """The file of the audit chain's signed head."""
+        return self._base / self.audit.head if self.audit.head else self.data_path / AUDIT_HEAD
 
     @property
     def require_known_peers(self) -> bool:

@@ -28,6 +28,7 @@ log = structlog.get_logger()
 SWEEP_S = 60.0
 EXPIRY_S = 5.0
 EVENTS_S = 0.5
+HEAD_S = 1.0
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
@@ -72,6 +73,7 @@ async def running(settings: Settings, kinds: frozenset[Kind] = ALL) -> AsyncIter
             token_path, token = await prepare(services)
             async with working(services, tasks, kinds) as (http_port, dicom_port):
                 yield Running(settings, http_port, dicom_port, token_path, token)
+            await services.audit_head.close()
 
 
 async def prepare(services: Services) -> tuple[Path, str | None]:
@@ -81,6 +83,7 @@ async def prepare(services: Services) -> tuple[Path, str | None]:
     await services.webhooks.begin()
     services.shared.begin()
     await services.upkeep.clean_staging()
+    await services.audit_head.open()
     return token
 
 
@@ -90,6 +93,7 @@ async def working(
 ) -> AsyncIterator[tuple[int | None, int | None]]:
     """Do what `kinds` say: gives the HTTP and DICOM ports. `shares_port`: other processes listen on it too."""
     async with AsyncExitStack() as stack:
+        tasks.spawn(every(HEAD_S, "audit head", services.audit_head.renew), "renew-audit-head")
         http_port = await stack.enter_async_context(_http(services, shares_port)) if Kind.HTTP in kinds else None
         dicom_port = await stack.enter_async_context(_dicom(services)) if Kind.DICOM in kinds else None
         if Kind.JOBS in kinds:

@@ -15,6 +15,7 @@ from storage.records import AuditEntry, AuditPosition, timestamp
 from storage.tables import audit
 
 _HEAD = Prepared(select(audit.c.seq, audit.c.row_hash).order_by(audit.c.seq.desc()).limit(1))
+_HASH = Prepared(select(audit.c.row_hash).where(audit.c.seq == bindparam("wanted")))
 _APPEND = inserting(audit)
 _HEAD_KEY, _MOMENT_KEY, _WAITING_KEY = "audit head", "audit moment", "audit rows"
 MOST_AT_ONCE = 16
@@ -62,6 +63,12 @@ def newest(tx: Connection) -> AuditPosition:
     """The last row; (0, GENESIS) where there is none."""
     _write(tx)
     return AuditPosition(*(_HEAD.first(tx) or (0, chain.GENESIS)))
+
+
+def hash_of(tx: Connection, seq: int) -> str | None:
+    """The hash of a row; None where there is none."""
+    found = _HASH.first(tx, wanted=seq)
+    return found[0] if found else None
 
 
 def of_subject(tx: Connection, subject: str) -> list[dict[str, Any]]:

@@ -62,7 +62,8 @@ def walk(
     """
     named: dict[int, list[Anchor]] = defaultdict(list)
     for anchor in (*anchors, *((end,) if end else ())):
-        if (anchor.seq > start[0] or start[0] == 0) and (until is None or anchor.seq <= until):
+        # a chain without rows ends at 0: there is no such row
+        if anchor.seq and (anchor.seq > start[0] or start[0] == 0) and (until is None or anchor.seq <= until):
             named[anchor.seq].append(anchor)
     last = end.seq if end is not None else None
     count, previous = start

@@ -26,7 +26,7 @@ from sqlalchemy.pool import NullPool
 from storage.database.base import end_unit, forget
 from storage.database.prepared import sqlite_failure
 from storage.durations import COMMITS
-from storage.errors import StorageError, StorageIO
+from storage.errors import FlushFailed, StorageError, StorageIO
 
 T = TypeVar("T")
 GROUP_UNITS = 256
@@ -155,6 +155,20 @@ class SqliteDatabase:
                 forget(connection)
         except (DBAPIError, sqlite3.Error) as error:
             raise translate(error) from error
+
+    async def flush(self) -> None:
+        """Flush the log: what had left it went to its place after a flush of its own."""
+        await asyncio.to_thread(self._flush_log)
+
+    def _flush_log(self) -> None:
+        with suppress(FileNotFoundError):  # nothing was committed
+            descriptor = os.open(self._path.with_name(self._path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                raise FlushFailed(f"the database's log could not be flushed: {error.strerror}") from error
+            finally:
+                os.close(descriptor)
 
     async def close(self) -> None:
         """Commit what is queued, then close every connection."""
