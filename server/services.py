@@ -1,5 +1,6 @@
 """Who is handed to whom: the only file that knows every feature."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -8,6 +9,10 @@ from aiohttp import web
 from server.auditing.head import AuditHead
 from server.auth import Authenticator
 from server.connections import Connections
+from server.errors import RequestError
+from server.events.feed import Feed
+from server.events.handlers import EventHandlers
+from server.events.studies import Studies
 from server.metrics.counts import Counts
 from server.metrics.measured import MeasuredFiles
 from server.metrics.sharing import Shared
@@ -70,6 +75,8 @@ class Services:
     worker: Worker
     webhooks: Webhooks
     audit_head: AuditHead
+    feed: Feed
+    studies: Studies
     listener: DicomListener | None
     counts: Counts
     shared: Shared
@@ -106,13 +113,16 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
-    webhooks = Webhooks(store, tuple(Webhook(one.url, one.secret, tuple(one.events)) for one in settings.webhooks))
+    webhooks = Webhooks(
+        store, tuple(Webhook(one.url, one.secret, tuple(one.events)) for one in settings.webhooks),
+        settings.http.public_url)
     calls = webhooks.job_kinds()
     worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job,
                             **dict.fromkeys(calls, webhooks.run_job)},
                     at_once=calls, backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"), received=counts.received("dimse"))
-    reads = Reads(store)
+    reads, feed = Reads(store), Feed(store, settings.events.max_streams)
+    authenticator = Authenticator(store, settings.auth.mode)
     links, pace = Links(base_url), Pace(given.progress_floor_bytes_per_s, given.progress_window_s)
     tus = TusHandlers(uploads, intake, links, replace(pace, received=counts.received("tus")), max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, replace(pace, received=counts.received("rufh")), max_size_bytes)
@@ -122,12 +132,26 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         *ImageHandlers(store, renderer, reads, base_url).routes(),
         *OrderHandlers(OrderService(store)).routes(),
         *WebhookHandlers(webhooks).routes(),
+        *EventHandlers(feed, base_url, still_may(authenticator)).routes(),
     )
     return Services(
-        settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
+        settings, store, signer, authenticator, uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
-        AuditHead(store, settings.audit_head_path, signer.sign), _listener(settings, arrivals), counts,
+        AuditHead(store, settings.audit_head_path, signer.sign), feed,
+        Studies(store, timedelta(seconds=settings.events.study_stable_s)), _listener(settings, arrivals), counts,
         Shared(settings.data_path / "metrics", counts), routes)
+
+
+def still_may(authenticator: Authenticator) -> Callable[[web.Request], Awaitable[bool]]:
+    """Whether the token of a request that goes on for long is still good: neither revoked nor expired."""
+
+    async def ask(request: web.Request) -> bool:
+        try:
+            return not (await authenticator.identify(request.headers.get("Authorization"))).expired
+        except RequestError:
+            return False
+
+    return ask
 
 
 def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:

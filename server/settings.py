@@ -184,12 +184,21 @@ class Log(Section):
     format: Literal["json", "text"] = "json"
 
 
+class Events(Section):
+    """`[events]`: what is told to those who listen."""
+
+    study_stable_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    max_streams: Annotated[int, Field(gt=0, le=100_000)] = 200
+
+
 class Webhook(Section):
     """`[[webhooks]]`: who is told what happens."""
 
     url: Annotated[str, Field(max_length=2000), AfterValidator(_url)]
     secret: Annotated[str, Field(repr=False), AfterValidator(_webhook_secret)]  # empty: calls go unsigned
-    events: list[Literal["*", "session.synced", "session.failed", "image.stored"]] = ["*"]
+    events: list[Literal[
+        "*", "session.synced", "session.failed", "image.stored", "study.stable", "order.complete", "forward.delivered",
+        "forward.parked", "integrity.alarm"]] = ["*"]
 
 
 class Settings(BaseSettings):
@@ -205,6 +214,7 @@ class Settings(BaseSettings):
     uploads: Uploads = Uploads()
     forward: Forward = Forward()
     log: Log = Log()
+    events: Events = Events()
     webhooks: list[Webhook] = []
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 

@@ -81,6 +81,7 @@ async def prepare(services: Services) -> tuple[Path, str | None]:
     token = await first_token(services.store, services.settings.data_path)
     await services.store.write(jobs.release_all)
     await services.webhooks.begin()
+    await services.studies.begin()
     services.shared.begin()
     await services.upkeep.clean_staging()
     await services.audit_head.open()
@@ -94,12 +95,15 @@ async def working(
     """Do what `kinds` say: gives the HTTP and DICOM ports. `shares_port`: other processes listen on it too."""
     async with AsyncExitStack() as stack:
         tasks.spawn(every(HEAD_S, "audit head", services.audit_head.renew), "renew-audit-head")
+        if Kind.HTTP in kinds:
+            tasks.spawn(services.feed.run(), "feed")
         http_port = await stack.enter_async_context(_http(services, shares_port)) if Kind.HTTP in kinds else None
         dicom_port = await stack.enter_async_context(_dicom(services)) if Kind.DICOM in kinds else None
         if Kind.JOBS in kinds:
             services.worker.start(tasks)
             stack.callback(services.worker.stop)
             tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
+            tasks.spawn(every(EVENTS_S, "studies", services.studies.sweep), "watch-studies")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
             # what a crash left whole may take long to seal: nobody waits for it to be ready
             tasks.spawn(_finish_left(services), "finish-left-uploads")
@@ -130,6 +134,7 @@ async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
     finally:
         listening.close()
         services.locks.stop_all()
+        services.feed.stop()
         await runner.cleanup()
         await services.uploads.flush_all()
 

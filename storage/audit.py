@@ -2,17 +2,18 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from storage import chain
 from storage.chain import Anchor, ChainReport
 from storage.database.base import at_unit_end, learned
 from storage.database.prepared import Prepared, inserting
-from storage.records import AuditEntry, AuditPosition, timestamp
-from storage.tables import audit
+from storage.errors import Conflict
+from storage.records import DEFAULT_SITE, AuditEntry, AuditPosition, timestamp
+from storage.tables import audit, chain_cursor
 
 _HEAD = Prepared(select(audit.c.seq, audit.c.row_hash).order_by(audit.c.seq.desc()).limit(1))
 _HASH = Prepared(select(audit.c.row_hash).where(audit.c.seq == bindparam("wanted")))
@@ -110,8 +111,27 @@ def _around(tx: Connection, seq: int) -> list[chain.Row]:
     return list(_readable(_EACH.each(tx, first=seq - 2, last=seq + 1), seq))
 
 
-def after(tx: Connection, seq: int, limit: int) -> Iterator[dict[str, Any]]:
-    """Up to `limit` rows after `seq`, in order."""
+def after(tx: Connection, seq: int, limit: int, actions: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Up to `limit` rows after `seq`, in order; of these actions only, if some are named."""
     _write(tx)
-    for row in tx.execute(select(audit).where(audit.c.seq > seq).order_by(audit.c.seq).limit(limit)):
-        yield dict(row._mapping)
+    query = select(audit).where(audit.c.seq > seq).order_by(audit.c.seq).limit(limit)
+    if actions:
+        query = query.where(audit.c.action.in_(actions))
+    return [dict(row._mapping) for row in tx.execute(query)]
+
+
+def place(tx: Connection, reader: str) -> int:
+    """The row up to which `reader` has read; at first the newest one, for history is told to nobody."""
+    seq = tx.execute(select(chain_cursor.c.seq).where(chain_cursor.c.name == reader)).scalar()
+    if seq is None:
+        seq = newest(tx).seq
+        tx.execute(insert(chain_cursor).values(name=reader, site=DEFAULT_SITE, seq=seq))
+    return int(seq)
+
+
+def advance(tx: Connection, reader: str, expected: int, seq: int) -> None:
+    """Everything up to `seq` was read. Conflict when another process did that."""
+    changed = tx.execute(update(chain_cursor).where(
+        chain_cursor.c.name == reader, chain_cursor.c.seq == expected).values(seq=seq))
+    if changed.rowcount != 1:
+        raise Conflict("another process reads the chain")

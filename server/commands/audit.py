@@ -1,4 +1,4 @@
-"""`packhorse audit`: walks the chain and compares it with what is known outside the database. Mends nothing."""
+"""`packhorse audit`: walks the chain, compares it with what is known outside the database, prints it. Mends nothing."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from server import config
+from server.auditing.export import Format
+from server.auditing.export import export as rows_of
 from server.auditing.head import Head, head_of
 from server.commands.checks import published_keys, text_of
 from server.commands.terminal import ConfigOption, errors, out, with_store
@@ -18,6 +20,7 @@ from storage.store import Store
 from storage.triggers import missing_triggers
 
 app = typer.Typer(no_args_is_help=True, help="The audit chain.")
+ACTOR = "command line"
 Keys = list[dict[str, Any]]  # public JWKs
 
 
@@ -50,6 +53,23 @@ def verify(
         covered = f"; the signed head covers {known.seq} of them" if known is not None else ""
         out.print(f"{report.rows} rows, the chain is whole{covered}")
     raise typer.Exit(1 if faults else 0)
+
+
+@app.command("export")
+def export(
+    config_file: ConfigOption = None,
+    form: Annotated[Format, typer.Option("--format", help="JSON Lines, or DICOM audit messages, one a line.")] =
+    Format.JSONL,
+    after: Annotated[int, typer.Option(min=0, help="Only rows behind this seq.")] = 0,
+) -> None:
+    """Print the audit rows, one a line; that they were printed is a row too."""
+    settings = config.load(config_file)
+
+    async def work(store: Store) -> None:
+        async for line in rows_of(store, form, after, ACTOR, settings.dicom.ae_title):
+            print(line)  # noqa: T201 - for other programs
+
+    with_store(settings, work)
 
 
 def _walk(settings: Settings, anchors: list[Anchor], keys: Keys, *, own_head: bool) -> tuple[ChainReport, Head | None]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from server import config
 from server.app import _Surface
 from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES
+from server.events.handlers import EventHandlers
 from server.operating import Operating
 from server.orders.handlers import OrderHandlers
 from server.pacs.handlers import ImageHandlers
@@ -104,7 +105,7 @@ def test_every_session_call_is_documented() -> None:
 def test_every_route_is_documented() -> None:
     page = (ROOT / "docs/api.md").read_text()
     surface = _Surface.__new__(_Surface)
-    handlers = (Operating, FilesResource, SessionHandlers, ImageHandlers, OrderHandlers, WebhookHandlers)
+    handlers = (Operating, FilesResource, SessionHandlers, ImageHandlers, OrderHandlers, WebhookHandlers, EventHandlers)
     routes = [route for one in handlers for route in one.__new__(one).routes()] + surface.routes()
     for route in routes:
         path = route.path.rstrip("/").replace("/visits/{visit_id}/radiology", "")
