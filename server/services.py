@@ -7,6 +7,7 @@ from aiohttp import web
 
 from server.auth import Authenticator
 from server.connections import Connections
+from server.keeping.rebuild import Rebuilder
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
 from server.pacs.arrivals import Arrivals
@@ -119,6 +120,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         _listener(settings, arrivals), routes)
+
+
+def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
+    """Who makes the index anew: nothing is forwarded again, and nothing that was taken once is refused."""
+    return Rebuilder(store, Ingester(store, renderer.same_content))
 
 
 def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
