@@ -12,17 +12,19 @@ from storage.store import Store
 SHOWN = 100
 
 
-async def tell_remedies(store: Store, *, mend: bool) -> None:
-    """Name each case with its remedy; `mend` does it where that is safe."""
+async def tell_remedies(store: Store, *, mend: bool) -> int:
+    """Name each case with its remedy; `mend` does it where that is safe. Gives how many orphans are left."""
     repairer = Repairer(store, lambda key: blob_path(store.blobs, key.site, key.name), _attributes)
-    count = 0
+    count = left = 0
     async for case in repairer.cases():
         count += 1
         done = case.mend is not None and mend and await case.mend()
+        left += case.is_orphan
         if count <= SHOWN:
             out.print(_told(case, mended=mend, done=done))
     if count > SHOWN:
         out.print(f"and {count - SHOWN} more")
+    return sum([case.is_orphan async for case in repairer.cases()]) if mend else left
 
 
 def _told(case: Case, *, mended: bool, done: bool) -> str:

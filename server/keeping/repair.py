@@ -52,6 +52,11 @@ class Case:
     remedy: str
     mend: Callable[[], Awaitable[bool]] | None
 
+    @property
+    def is_orphan(self) -> bool:
+        """Whether it is one of the four that must be zero; files that no row names yet come and go."""
+        return self.kind is not Kind.FILE_WITHOUT_ROW
+
 
 class Repairer:
     """Finds the cases; `read_attributes` reads a DICOM file for the series of its image."""

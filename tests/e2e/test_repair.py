@@ -78,7 +78,8 @@ def test_a_blob_without_owner_loses_its_row_and_its_bytes_stay_for_clean_up(fold
     path = blob(folder, content)
     path.write_bytes(content)
     columns = "(site, sha256, size_bytes, sealed_at)"
-    execute(folder, f"INSERT INTO blob {columns} VALUES ('default', '{sha256(content)}', 9, '2026-01-01T00:00:00.000Z')")
+    row = f"('default', '{sha256(content)}', 9, '2026-01-01T00:00:00.000Z')"
+    execute(folder, f"INSERT INTO blob {columns} VALUES {row}")
     told = repaired(folder, "blob without owner", sound=True)
     assert "done" in told and noted(folder) == 1 and path.exists()
     assert asked(folder, f"SELECT 1 FROM blob WHERE sha256 = '{sha256(content)}'") == []
