@@ -11,6 +11,7 @@ import structlog
 
 from server.auth import Role, new_token
 from server.errors import AppError
+from server.keeping.restore import MARK
 from server.privacy import keep_private
 from server.services import Services, wire
 from server.sessions.receipts import open_signer
@@ -58,6 +59,8 @@ def sole_server(data_path: Path) -> Iterator[int]:
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[tuple[Services, Tasks]]:
     """The store private, migrated and open, the key published, every service wired."""
+    if (settings.data_path / MARK).exists():
+        raise StartFailed(f"{settings.data_path} holds half of a backup: run packhorse restore again")
     for path in keep_private(settings):
         log.warning("data.others_may_read", path=str(path), why="it belongs to another user of this machine")
     copy = migrate(settings.database_path)

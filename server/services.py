@@ -10,6 +10,7 @@ from server.connections import Connections
 from server.metrics.counts import Counts
 from server.metrics.measured import MeasuredFiles
 from server.metrics.sharing import Shared
+from server.keeping.rebuild import Rebuilder
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
 from server.pacs.arrivals import Arrivals
@@ -125,6 +126,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         _listener(settings, arrivals), counts, Shared(settings.data_path / "metrics", counts), routes)
+
+
+def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
+    """Who makes the index anew: nothing is forwarded again, and nothing that was taken once is refused."""
+    return Rebuilder(store, Ingester(store, renderer.same_content))
 
 
 def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:

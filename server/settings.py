@@ -47,6 +47,10 @@ def _url(text: str) -> str:
     return text
 
 
+def _url_or_nothing(text: str) -> str:
+    return _url(text) if text else text
+
+
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
         raise ValueError("must be 1 to 64 of A-Z a-z 0-9 . _ -")
@@ -79,7 +83,7 @@ class Http(Section):
 
     host: Host = "127.0.0.1"
     port: Port = 8080
-    public_url: str = ""
+    public_url: Annotated[str, AfterValidator(_url_or_nothing)] = ""
     trusted_proxies: list[Network] = []
     cors_origins: list[Origin] = []
     tls_cert: str = ""

@@ -56,6 +56,8 @@ class Door(StrEnum):
 
     TUS = "tus"
     DIMSE = "dimse"
+    REBUILT = "rebuilt"
+    """No way in: the blob was here, and its rows were made anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ harms nothing, for no row named it. This is the one file work inside units: a lo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from storage import blob_rows
+from storage import blob_rows, inventory, pauses
 from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, boot_id, staging
 from storage.database.base import Database
 from storage.errors import Conflict
@@ -63,11 +64,15 @@ class Store:
     def take_back(self, tx: Connection, key: BlobKey, older_than_s: float) -> BlobKey | None:
         """A unit of work: sealed bytes of at least that age that no row names become staged ones of nobody.
 
-        Gives their new key, to be deleted; None where they stay.
+        Gives their new key, to be deleted; None where they stay: while a backup copies, and for ever where they were
+        there before the database was. Those are another database's, which was lost: rebuild-index reads them.
         """
         if not isinstance(self.blobs, Withdraws) or blob_rows.find(tx, key.site, key.name) is not None:
             return None
-        return self.blobs.withdraw(key, older_than_s)
+        born_at = inventory.born_at(tx)
+        if born_at is None or pauses.cleanup_is_paused(tx):
+            return None
+        return self.blobs.withdraw(key, older_than_s, datetime.fromisoformat(born_at).timestamp())
 
     async def close(self) -> None:
         """See Database.close."""

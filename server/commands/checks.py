@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from server import config
+from server.commands.repairing import tell_remedies
 from server.commands.terminal import ConfigOption, errors, out, with_store
 from server.errors import AppError
 from server.health import count_orphans
@@ -20,15 +21,22 @@ audit_app = typer.Typer(no_args_is_help=True, help="The audit chain.")
 receipt_app = typer.Typer(no_args_is_help=True, help="Receipts.")
 
 
-def fsck(config_file: ConfigOption = None) -> None:
-    """Count the four orphans; exit 1 unless all are zero."""
-    found = with_store(config.load(config_file), count_orphans)
+def fsck(
+    config_file: ConfigOption = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Do what is safe, and audit it; else only tell.")] = False,
+) -> None:
+    """Count the four orphans, tell the remedies; exit 1 unless all are zero."""
+    settings = config.load(config_file)
+    found = with_store(settings, count_orphans)
     out.print(f"blobs without owner: {found.blobs_without_owner}")
     out.print(f"stored sessions without image or blob: {found.synced_without_image}")
     out.print(f"DICOM images without series: {found.images_without_series}")
     out.print(f"SOP Instance UIDs with two live images: {found.sop_instances_twice}")
     out.print(f"(files that no row names yet: {found.files_without_row})")
-    raise typer.Exit(0 if found.is_sound else 1)
+    left = with_store(settings, lambda store: tell_remedies(store, mend=repair))
+    if repair:
+        found = with_store(settings, count_orphans)
+    raise typer.Exit(0 if found.is_sound and not left else 1)
 
 
 @audit_app.command("verify")

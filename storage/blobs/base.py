@@ -169,10 +169,14 @@ class Lists(Protocol):
 
 @runtime_checkable
 class Ages(Protocol):
-    """A store that knows how long its bytes have been as they are."""
+    """A store that knows how long its bytes have been as they are, and can let that time begin anew."""
 
     async def age_s(self, key: BlobKey) -> float:
         """Seconds since `key` was written or sealed last; 0 when it is not there."""
+        ...
+
+    async def renew(self, key: BlobKey) -> None:
+        """Let the age of `key` begin now; a key that is not there is no error."""
         ...
 
 
@@ -187,8 +191,11 @@ class Withdraws(Protocol):
         """Whether the bytes are at their address."""
         ...
 
-    def withdraw(self, key: BlobKey, older_than_s: float) -> BlobKey | None:
-        """Move sealed bytes of at least that age among the staged ones; gives their new key, None if it did not."""
+    def withdraw(self, key: BlobKey, older_than_s: float, not_before_s: float = 0.0) -> BlobKey | None:
+        """Move sealed bytes of at least that age among the staged ones; gives their new key, None if it did not.
+
+        Those that were there before `not_before_s`, in seconds of the epoch, stay.
+        """
         ...
 
 

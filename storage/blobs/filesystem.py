@@ -266,16 +266,26 @@ class FilesystemBlobs:
 
         return await in_thread(work)
 
+    async def renew(self, key: BlobKey) -> None:
+        """By a change of the inode, which leaves the bytes alone."""
+
+        def work() -> None:
+            with suppress(FileNotFoundError):
+                os.utime(self.path(key))
+
+        await in_thread(work)
+
     def holds(self, key: BlobKey) -> bool:
         """Whether the file is there."""
         return os.path.exists(self._layout.name(key))  # noqa: PTH110 - see Layout.name
 
-    def withdraw(self, key: BlobKey, older_than_s: float) -> BlobKey | None:
+    def withdraw(self, key: BlobKey, older_than_s: float, not_before_s: float = 0.0) -> BlobKey | None:
         """One rename: freeing the blocks of a long file takes too long for a transaction."""
         aside = staging(key.site, f"{key.name}.withdrawn")
         with storage_errors():
             try:
-                if time.time() - self.path(key).stat().st_ctime < older_than_s:
+                changed_s = self.path(key).stat().st_ctime
+                if time.time() - changed_s < older_than_s or changed_s < not_before_s:
                     return None
                 self._layout.make_staging(key.site)
                 self.path(key).rename(self.path(aside))
