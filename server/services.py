@@ -7,10 +7,10 @@ from aiohttp import web
 
 from server.auth import Authenticator
 from server.connections import Connections
+from server.keeping.rebuild import Rebuilder
 from server.metrics.counts import Counts
 from server.metrics.measured import MeasuredFiles
 from server.metrics.sharing import Shared
-from server.keeping.rebuild import Rebuilder
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
 from server.pacs.arrivals import Arrivals
