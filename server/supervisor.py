@@ -27,7 +27,6 @@ log = structlog.get_logger()
 SWEEP_S = 60.0
 EXPIRY_S = 5.0
 EVENTS_S = 0.5
-SCRUB_S = 600.0
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
@@ -96,7 +95,8 @@ async def working(
             stack.callback(services.worker.stop)
             tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
-            tasks.spawn(every(SCRUB_S, "scrub", services.scrubber.sweep), "scrub")
+            if services.scrubber.period_s is not None:
+                tasks.spawn(every(services.scrubber.period_s, "scrub", services.scrubber.sweep), "scrub")
             # what a crash left whole may take long to seal: nobody waits for it to be ready
             tasks.spawn(_finish_left(services), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")

@@ -16,6 +16,7 @@ from storage.store import Store
 
 BATCH = 5000
 MIB = 1024 * 1024
+SWEEP_S = 600.0
 OTHERS_READ_S = 0.5
 """How long to wait where all that is left is being read by others."""
 
@@ -36,12 +37,17 @@ class Scrubber:
         self._store = store
         self._checker = checker
         self._pace = Pace(mib_per_s * MIB)
-        self._every_days = every_days
+        self._left_alone = timedelta(days=every_days)
+
+    @property
+    def period_s(self) -> float | None:
+        """How often to `sweep`, in seconds: a tenth of what is promised, at most SWEEP_S; None for never."""
+        seconds = self._left_alone.total_seconds()
+        return max(1.0, min(SWEEP_S, seconds / 10)) if seconds else None
 
     async def sweep(self) -> None:
         """Read what was left alone for too long."""
-        if self._every_days:
-            await self.scrub(timestamp(now() - timedelta(days=self._every_days)))
+        await self.scrub(timestamp(now() - self._left_alone))
 
     async def scrub(self, before: str) -> Scrubbed:
         """Read every blob that was sealed and last read before that moment; raises the alarms."""
