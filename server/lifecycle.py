@@ -69,7 +69,7 @@ async def open_services(settings: Settings) -> AsyncIterator[tuple[Services, Tas
     store = open_store(settings.database_path, settings.blobs_path, settings.uploads.reserve_bytes)
     try:
         signer = open_signer(settings.data_path / "keys")
-        await store.write(lambda tx: tokens.add_key(tx, signer.kid, DEFAULT_SITE, signer.public_jwk()))
+        await store.write(lambda tx: tokens.publish(tx, DEFAULT_SITE, signer.public_jwks()))
         async with Tasks() as tasks:
             services = wire(settings, store, signer, tasks)
             try:

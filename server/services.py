@@ -7,6 +7,9 @@ from aiohttp import web
 
 from server.auth import Authenticator
 from server.connections import Connections
+from server.integrity.checking import Checker
+from server.integrity.readback import Readback
+from server.integrity.scrub import Scrubber
 from server.keeping.rebuild import Rebuilder
 from server.metrics.counts import Counts
 from server.metrics.measured import MeasuredFiles
@@ -25,9 +28,9 @@ from server.proxies import base_url_of
 from server.reads import Reads
 from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
+from server.sessions.image_receipts import ImageReceipts
 from server.sessions.intake import Intake
 from server.sessions.limits import Limits
-from server.sessions.readback import Readback
 from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
 from server.sessions.standing import UploadStanding
@@ -69,6 +72,7 @@ class Services:
     renderer: Renderer
     worker: Worker
     webhooks: Webhooks
+    scrubber: Scrubber
     listener: DicomListener | None
     counts: Counts
     shared: Shared
@@ -101,7 +105,9 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         store, standing, limits, rows, Receiver(store, rows), finisher, Flushes(store, rows, tasks), max_size_bytes)
     uploads = Uploads(store, intake, standing, locks, rows, appender, finisher, Joiner(store, standing, limits, rows))
     upkeep = Upkeep(store, standing, locks, rows, uploads)
-    sessions = SessionService(store, intake, limits, Readback(store, tasks), name_order)
+    checker = Checker(store, locks)
+    readback = Readback(store, checker, tasks)
+    sessions = SessionService(store, intake, limits, readback, name_order)
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
@@ -118,13 +124,15 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     routes = (
         *FilesResource(store, uploads, rows, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
-        *ImageHandlers(store, renderer, reads, base_url).routes(),
+        *ImageHandlers(store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url).routes(),
         *OrderHandlers(OrderService(store)).routes(),
         *WebhookHandlers(webhooks).routes(),
     )
     return Services(
         settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
+        Scrubber(store, checker, mib_per_s=settings.integrity.scrub_mib_per_s,
+                 every_days=settings.integrity.scrub_every_days),
         _listener(settings, arrivals), counts, Shared(settings.data_path / "metrics", counts), routes)
 
 

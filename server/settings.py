@@ -141,6 +141,13 @@ class Uploads(Section):
     sync_wait_s: Annotated[float, Field(gt=0, le=60)] = 5.0
 
 
+class Integrity(Section):
+    """`[integrity]`: how often stored bytes are read again, and how fast."""
+
+    scrub_every_days: Annotated[float, Field(ge=0, le=36_500)] = 30.0
+    scrub_mib_per_s: Annotated[float, Field(gt=0, le=1_000_000)] = 20.0
+
+
 class ForwardDestination(Section):
     """`[[forward.destinations]]`: a node that images are sent on to."""
 
@@ -199,6 +206,7 @@ class Settings(BaseSettings):
     storage: Storage = Storage()
     auth: Auth = Auth()
     uploads: Uploads = Uploads()
+    integrity: Integrity = Integrity()
     forward: Forward = Forward()
     log: Log = Log()
     webhooks: list[Webhook] = []

@@ -97,6 +97,8 @@ async def working(
             stack.callback(services.worker.stop)
             tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
+            if services.scrubber.period_s is not None:
+                tasks.spawn(every(services.scrubber.period_s, "scrub", services.scrubber.sweep), "scrub")
             # what a crash left whole may take long to seal: nobody waits for it to be ready
             tasks.spawn(_finish_left(services), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")

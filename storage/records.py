@@ -177,7 +177,11 @@ class UploadRecord:
 
 @dataclass(frozen=True, slots=True)
 class BlobRecord:
-    """A sealed blob; `alarm` says why its bytes are doubted, None while they are not."""
+    """A sealed blob; `alarm` says why its bytes are doubted, None while they are not, `alarm_at` since when.
+
+    `read_at`: when it was last read to its end, whatever that found; `verified_at`: when the last such reading
+    that found the right bytes began.
+    """
 
     site: str
     sha256: str
@@ -185,6 +189,8 @@ class BlobRecord:
     sealed_at: str
     verified_at: str | None
     alarm: str | None
+    read_at: str | None
+    alarm_at: str | None
 
 
 @dataclass(frozen=True, slots=True)

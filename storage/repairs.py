@@ -2,9 +2,9 @@
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from storage import audit, blob_rows, inventory
+from storage import blob_rows, integrity, inventory
 from storage.inventory import KeptBlob, LooseImage
-from storage.records import AuditEntry, timestamp
+from storage.records import timestamp
 from storage.tables import blob, image, series, study
 
 
@@ -57,6 +57,5 @@ def doubt(tx: Connection, found: KeptBlob, why: str) -> bool:
         blob_rows.add(tx, found.site, found.sha256, found.size_bytes)
     elif known.alarm is not None:
         return False
-    blob_rows.note_readback(tx, found.site, found.sha256, why)
-    audit.append(tx, AuditEntry(found.site, "integrity.alarm", subject=f"blob/{found.sha256}", outcome="damaged"))
+    integrity.note_read(tx, found.site, found.sha256, timestamp(), why, "fsck")
     return True

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from storage import blob_rows, inventory, pauses
+from storage import blob_rows, integrity, inventory, pauses
 from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, boot_id, staging
 from storage.database.base import Database
 from storage.errors import Conflict
@@ -52,14 +52,17 @@ class Store:
         return size if upload.boot_id == boot_id() else min(size, upload.offset_bytes)
 
     def keep(self, tx: Connection, content: Sealed) -> None:
-        """A unit of work: sealed bytes have a row from now on.
+        """A unit of work: sealed bytes have a row from now on; an alarm on them closes.
 
         Conflict when they were taken back since they were sealed: they are to be sealed again.
         """
-        is_new = blob_rows.find(tx, content.key.site, content.sha256) is None
-        if is_new and isinstance(self.blobs, Withdraws) and not self.blobs.holds(content.key):
+        known = blob_rows.find(tx, content.key.site, content.sha256)
+        if known is not None:
+            integrity.note_sealed_again(tx, known, content.looked_at, replaced=not content.existed)
+            return
+        if isinstance(self.blobs, Withdraws) and not self.blobs.holds(content.key):
             raise Conflict("the sealed bytes were taken back")
-        blob_rows.add(tx, content.key.site, content.sha256, content.size_bytes, repaired=not content.existed)
+        blob_rows.add(tx, content.key.site, content.sha256, content.size_bytes)
 
     def take_back(self, tx: Connection, key: BlobKey, older_than_s: float) -> BlobKey | None:
         """A unit of work: sealed bytes of at least that age that no row names become staged ones of nobody.

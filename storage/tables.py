@@ -153,6 +153,16 @@ blob = Table(
     _time("sealed_at", nullable=False),
     _time("verified_at"),
     Column("alarm", Text),
+    _time("read_at"),
+    _time("alarm_at"),
+)
+
+readback_wait = Table(
+    "readback_wait", metadata,
+    Column("asker", String(160), primary_key=True),
+    _site(),
+    Column("sha256", String(64), primary_key=True),
+    _time("asked_at", nullable=False),
 )
 
 study = Table(
@@ -209,6 +219,15 @@ image = Table(
     Index("ix_image_study", "site", "study_instance_uid"),
     Index("ix_image_blob", "site", "blob_sha256"),
     sqlite_autoincrement=True,
+)
+
+image_receipt = Table(
+    "image_receipt", metadata,
+    Column("image_id", _ID, primary_key=True, autoincrement=False),
+    _site(),
+    Column("receipt", Text, nullable=False),
+    _time("signed_at", nullable=False),
+    ForeignKeyConstraint(["image_id"], ["image.id"]),
 )
 
 image_order = Table(

@@ -1,5 +1,6 @@
 """Units of work on tokens and public signing keys. Secrets never come here, only their SHA-256."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -40,10 +41,12 @@ def count(tx: Connection) -> int:
     return len(tx.execute(select(token.c.token_id)).all())
 
 
-def add_key(tx: Connection, kid: str, site: str, public_jwk: dict[str, Any]) -> None:
-    """Publish a public key; the same one again is no change."""
-    if tx.execute(select(signing_key.c.kid).where(signing_key.c.kid == kid)).first() is None:
-        tx.execute(insert(signing_key).values(kid=kid, site=site, public_jwk=public_jwk, created_at=timestamp()))
+def publish(tx: Connection, site: str, public_jwks: Sequence[dict[str, Any]]) -> None:
+    """Publish public keys, each with its `kid`; those that are there already stay as they are."""
+    for jwk in public_jwks:
+        if tx.execute(select(signing_key.c.kid).where(signing_key.c.kid == jwk["kid"])).first() is None:
+            tx.execute(insert(signing_key).values(
+                kid=jwk["kid"], site=site, public_jwk=jwk, created_at=timestamp()))
 
 
 def keys(tx: Connection) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ IMMUTABLE: dict[Table, frozenset[str]] = {
     }),
     tables.ack: frozenset({"site", "session_id", "device", "server_image_id", "blob_sha256", "acked_at"}),
     tables.signing_key: frozenset({"kid", "public_jwk", "created_at"}),
+    tables.image_receipt: frozenset({"image_id", "site", "receipt", "signed_at"}),
 }
 
 # May go from NULL to a value, never again.
@@ -41,7 +42,8 @@ WRITE_ONCE: dict[Table, frozenset[str]] = {
 }
 
 APPEND_ONLY = (tables.audit,)
-NEVER_DELETED = (tables.session, tables.audit, tables.ack, tables.image, tables.signing_key)
+NEVER_DELETED = (
+    tables.session, tables.audit, tables.ack, tables.image, tables.signing_key, tables.image_receipt)
 
 
 def _refuse(name: str, when: str, table: Table, condition: str, why: str) -> tuple[str, str]:

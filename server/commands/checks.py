@@ -1,4 +1,4 @@
-"""`packhorse fsck`, `audit`, `receipt`: what the store holds is looked at, and told. Changes nothing in it."""
+"""`packhorse fsck`, `audit`, `receipt`: what the store holds is looked at, and told. Mends nothing in it."""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,11 @@ from server import config
 from server.commands.repairing import tell_remedies
 from server.commands.terminal import ConfigOption, errors, out, with_store
 from server.errors import AppError
-from server.health import count_orphans
+from server.health import Orphans, count_orphans
+from server.integrity.checking import Asks, Checker
 from server.sessions import receipts
 from server.settings import Settings
+from server.tus.locks import MachineLocks
 from storage import audit, tokens
 from storage.store import Store
 from storage.triggers import missing_triggers
@@ -25,11 +27,23 @@ def fsck(
     config_file: ConfigOption = None,
     repair: Annotated[bool, typer.Option("--repair", help="Do what is safe, and audit it; else only tell.")] = False,
 ) -> None:
-    """Count the four orphans, tell the remedies; exit 1 unless all are zero."""
+    """Count the four orphans, tell the remedies; exit 1 unless all are zero. Blobs gone or cut raise an alarm."""
     settings = config.load(config_file)
-    found = with_store(settings, count_orphans)
+
+    async def work(store: Store) -> Orphans:
+        orphans = await count_orphans(store)
+        checker = Checker(store, MachineLocks(settings.data_path))
+        for key in (*orphans.blobs_gone, *orphans.blobs_cut):
+            await checker.check(key.site, key.name, Asks.FSCK)
+        return orphans
+
+    found = with_store(settings, work)
+    without_blob = len(found.blobs_gone) + len(found.blobs_cut)
     out.print(f"blobs without owner: {found.blobs_without_owner}")
-    out.print(f"stored sessions without image or blob: {found.synced_without_image}")
+    out.print(f"stored sessions without image or blob: {found.synced_without_image + without_blob}")
+    for fault, keys in (("is gone", found.blobs_gone), ("has another size", found.blobs_cut)):
+        for key in keys:
+            out.print(f"  blob {key.name} of site {key.site} {fault}")
     out.print(f"DICOM images without series: {found.images_without_series}")
     out.print(f"SOP Instance UIDs with two live images: {found.sop_instances_twice}")
     out.print(f"(files that no row names yet: {found.files_without_row})")

@@ -20,6 +20,8 @@ from storage.store import Store
 
 THUMBNAIL_PX = 256
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ReceiptOf = Callable[[ImageRecord, Principal, str | None], Awaitable[str]]
+"""The receipt of an image that the principal may see, asked for from that address."""
 
 
 class ImageHandlers:
@@ -28,12 +30,14 @@ class ImageHandlers:
     described = DESCRIBED
 
     def __init__(
-        self, store: Store, renderer: Renderer, reads: Reads, base_url: Callable[[web.Request], str]
+        self, store: Store, renderer: Renderer, reads: Reads, receipt_of: ReceiptOf,
+        base_url: Callable[[web.Request], str],
     ) -> None:
         self._store = store
         self._renderer = renderer
         self._base_url = base_url
         self._reads = reads
+        self._receipt_of = receipt_of
 
     def routes(self) -> list[web.RouteDef]:
         """Every route, with and without the trailing slash."""
@@ -41,6 +45,7 @@ class ImageHandlers:
             ("/api/v1/images/{image_id}", self.image), ("/api/v1/images/{image_id}/file", self.file),
             ("/api/v1/images/{image_id}/rendered", self.rendered),
             ("/api/v1/images/{image_id}/thumbnail", self.thumbnail),
+            ("/api/v1/images/{image_id}/receipt", self.receipt),
             ("/api/v1/studies", self.studies), ("/api/v1/studies/{study_instance_uid}", self.study),
             ("/api/v1/forward/deliveries", self.deliveries),
         ]
@@ -69,6 +74,13 @@ class ImageHandlers:
     async def thumbnail(self, request: web.Request) -> web.Response:
         """The first frame, at most 256 pixels on its longer side."""
         return await self._picture(request, await self._image(request, pixels=True), 1, None, THUMBNAIL_PX)
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        """The server's signed word that it holds the image."""
+        image = await self._image(request)
+        receipt = await self._receipt_of(image, principal_of(request), request.remote)
+        return web.json_response({"receipt": receipt, "jwks": f"{self._base_url(request)}/.well-known/jwks.json"},
+                                 headers={"Cache-Control": "no-store"})
 
     async def _picture(
         self, request: web.Request, image: ImageRecord, frame: int, window: Window | None, size_px: int | None

@@ -11,7 +11,7 @@ from storage.records import ImageRecord
 def image_json(tx: Connection, image: ImageRecord, base_url: str) -> dict[str, Any]:
     """An image; `size` in bytes, `bytes` says where they are."""
     root = f"{base_url}/api/v1/images/{image.id}"
-    links = {"self": f"{root}/", "file": f"{root}/file"}
+    links = {"self": f"{root}/", "file": f"{root}/file", "receipt": f"{root}/receipt"}
     if image.kind == "dicom":
         links.update(rendered=f"{root}/rendered", thumbnail=f"{root}/thumbnail",
                      study=f"{base_url}/api/v1/studies/{image.study_instance_uid}/")

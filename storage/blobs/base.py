@@ -8,6 +8,9 @@ from typing import Protocol, runtime_checkable
 
 from storage.records import Sha256
 
+OnRead = Callable[[int], None]
+"""Told how many bytes were just read."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlobKey:
@@ -48,6 +51,7 @@ class Piece:
 class Sealed:
     """What sealing gave: the key, digest and size; `existed` when the same bytes were there already.
 
+    `looked_at`: when its address was looked at, or taken: alarms of before are answered, later ones are not.
     `head`: the first bytes of the content, where they were at hand, at least HEAD_BYTES unless it is shorter.
     """
 
@@ -56,6 +60,7 @@ class Sealed:
     size_bytes: int
     existed: bool
     head: bytes | None = None
+    looked_at: str = ""
 
 
 HEAD_BYTES = 256
@@ -102,8 +107,11 @@ class BlobStore(Protocol):
         """The bytes, or those of `span`, in chunks of at most 1 MiB."""
         ...
 
-    async def digest(self, key: BlobKey) -> Sha256:
-        """SHA-256 of the bytes as the medium gives them, past the page cache where that can be done."""
+    async def digest(self, key: BlobKey, on_read: OnRead | None = None) -> Sha256:
+        """SHA-256 of the bytes as the medium gives them, past the page cache where that can be done.
+
+        `on_read` hears of each piece in the thread that reads it, and may wait; what it raises ends the reading.
+        """
         ...
 
     async def delete(self, key: BlobKey) -> None:
@@ -164,6 +172,10 @@ class Lists(Protocol):
 
     def keys(self, area: str) -> AsyncIterator[BlobKey]:
         """Every key of an area, in no order."""
+        ...
+
+    def sizes(self, area: str) -> AsyncIterator[tuple[BlobKey, int]]:
+        """Like `keys`, each with its size in bytes."""
         ...
 
 
