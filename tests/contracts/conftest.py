@@ -16,6 +16,6 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     migrate(tmp_path / "p.db")
     opened = open_store(tmp_path / "p.db", tmp_path / "blobs")
     # as a server's first start does
-    await opened.write(lambda tx: tokens.add_key(tx, "kid", "default", {"kid": "kid"}))
+    await opened.write(lambda tx: tokens.publish(tx, "default", [{"kid": "kid"}]))
     yield opened
     await opened.close()
