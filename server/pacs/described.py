@@ -33,7 +33,7 @@ class Image(TypedDict):
     links: dict[str, str]
 
 
-class Receipt(TypedDict):
+class ImageReceipt(TypedDict):
     """The server's signed word that it holds an image: a compact JWS, and where the keys are that verify it."""
 
     receipt: str
@@ -114,7 +114,7 @@ DESCRIBED = {
     "rendered": Described(PICTURE, parameters=(
         Parameter("frame", "Counted from 1", NUMBER), Parameter("window", "center,width"), ACCEPT),
         refusals=("not_found", "invalid_field", "render_failed")),
-    "receipt": Described(answered(Receipt), refusals=(
+    "receipt": Described(answered(ImageReceipt), refusals=(
         "not_found", "invalid_field", "readback_failed", "readback_running")),
     "thumbnail": Described(PICTURE, parameters=(ACCEPT,), refusals=("not_found", "invalid_field", "render_failed")),
     "studies": Described(cached_answer(StudyList), parameters=(
