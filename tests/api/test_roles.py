@@ -88,10 +88,14 @@ class World:
         assert patch(self.server, uploads[1], content, **bearer).headers["Packhorse-Status"] == "SYNCED"
         stored = self._api(maker, "GET", f"/upload-sessions/{found.ids['stored']}/")
         found.ids |= {
-            "upload_id": uploads[1].rsplit("/", 1)[1], "session_id": found.ids["stored"], "visit_id": visit,
-            "image_id": str(stored["server_image_id"]), "radiology_order_id": found.order,
+            "upload_id": uploads[1].rsplit("/", 1)[1],
+            "session_id": found.ids["stored"],
+            "visit_id": visit,
+            "image_id": str(stored["server_image_id"]),
+            "radiology_order_id": found.order,
             "study_instance_uid": stored["images"][0]["study_instance_uid"],
-            "token_id": self.mint(site, role="viewer", visit_id=visit, radiology_order_id=found.order)["token_id"]}
+            "token_id": self.mint(site, role="viewer", visit_id=visit, radiology_order_id=found.order)["token_id"],
+        }
         return found
 
     def _api(self, token: str, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -115,16 +119,24 @@ class World:
             named = upload_metadata(radiology_order_id=target.order, visit_id=target.visit)
             headers |= {"Upload-Length": "5", "Upload-Metadata": named}
         return requests.request(
-            route.method, self.server.url + path, headers=headers, json=self._body(route, target), timeout=30)
+            route.method, self.server.url + path, headers=headers, json=self._body(route, target), timeout=30
+        )
 
     def _body(self, route: Route, target: Target) -> Any:
         new = {"file_name": "a.bin", "file_size": 5, "checksum_sha256": sha256(uuid.uuid4().bytes)}
         new |= {"radiology_order_id": target.order}
         bodies: dict[str, Any] = {
-            "create_session": new, "batch": {"sessions": [new]}, "tokens": {"role": "viewer"}, "login": {"code": "x"},
-            "{token_id}": {"reason": "a test"}, "resend": {"reason": "a test"}, "cancel": {"reason": "a test"},
+            "create_session": new,
+            "batch": {"sessions": [new]},
+            "tokens": {"role": "viewer"},
+            "login": {"code": "x"},
+            "{token_id}": {"reason": "a test"},
+            "resend": {"reason": "a test"},
+            "cancel": {"reason": "a test"},
             "acknowledge": {"server_image_id": int(target.ids["image_id"])},
-            "{radiology_order_id}": {"visit_id": target.visit}, "report_failure": {"error_code": "LOCAL_READ_ERROR"}}
+            "{radiology_order_id}": {"visit_id": target.visit},
+            "report_failure": {"error_code": "LOCAL_READ_ERROR"},
+        }
         return bodies.get(route.path.rsplit("/", 1)[1]) if route.method in ("POST", "PUT", "DELETE") else None
 
 
