@@ -122,10 +122,9 @@ def _key(jwk: dict[str, Any]) -> Key | None:  # JSON
     kind = KINDS.get(str(jwk.get("kty")))
     if kind is None or jwk.get("use", "sig") != "sig" or "d" in jwk:
         return None
+    if kind is RSAKey and len(str(jwk.get("n"))) * 6 < LEAST_RSA_BITS:  # base64url of the modulus (RFC 7518 §6.3.1)
+        return None
     try:
-        key = kind.import_key(jwk)
+        return kind.import_key(jwk)
     except (JoseError, ValueError, TypeError):
         return None
-    if isinstance(key, RSAKey) and key.raw_value.key_size < LEAST_RSA_BITS:
-        return None
-    return key
