@@ -102,5 +102,7 @@ def network_of(peer: str | None) -> str:
     except ValueError:
         return "unknown"
     if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
         return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))
     return str(address)
