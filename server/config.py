@@ -16,7 +16,7 @@ from pydantic_settings import SettingsError
 
 from server.errors import ConfigurationError
 from server.safety import refuse_unsafe, refuse_unsafe_file, refuse_unsafe_places
-from server.settings import Section, Settings, is_loopback, peer_networks
+from server.settings import Oidc, Section, Settings, is_loopback, peer_networks
 from server.wording import first_fault
 
 DEFAULT_FILE = Path("packhorse.toml")
@@ -164,6 +164,7 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("storage.database: must be sqlite:/// and the path of a file")
     if not re.fullmatch(r"file:(///|(?!//)).+", storage.blobs):
         raise ConfigurationError("storage.blobs: must be file: and the path of a folder")
+    _check_issuer(settings.auth.mode, settings.auth.oidc)
     urls = [one.url for one in settings.webhooks]
     if len(set(urls)) < len(urls):
         raise ConfigurationError("webhooks: a url is given twice")
@@ -176,3 +177,29 @@ def _check(settings: Settings) -> None:
     if settings.require_known_peers:
         for peer in settings.dicom.peers:
             peer_networks(peer)
+
+
+def _check_issuer(mode: str, oidc: Oidc) -> None:
+    """Whose JWTs are taken: keys that come over an open line could be anybody's."""
+    if not oidc.issuer:
+        if oidc.audience or oidc.jwks_url:
+            raise ConfigurationError("auth.oidc.issuer: is needed where audience or jwks_url is given")
+        return
+    if mode == "none":
+        raise ConfigurationError('auth.oidc.issuer: means nothing where auth.mode = "none" lets everybody in')
+    if not oidc.audience:
+        raise ConfigurationError(
+            "auth.oidc.audience: is needed, else JWTs that the issuer made for other services would be taken")
+    for key, url in (("issuer", oidc.issuer), ("jwks_url", oidc.jwks_url)):
+        if url and not _is_safe_url(url):
+            raise ConfigurationError(f"auth.oidc.{key}: must be https:// and a host (http:// on loopback only)")
+
+
+def _is_safe_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    is_whole = bool(host) and not parts.query and not parts.fragment and not re.search(r"\s", url)
+    return is_whole and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))

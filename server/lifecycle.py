@@ -9,8 +9,9 @@ from pathlib import Path
 
 import structlog
 
-from server.auth import Role, new_token
+from server.auth import Role
 from server.errors import AppError
+from server.identity.secrets import new_token
 from server.keeping.restore import MARK
 from server.privacy import keep_private
 from server.services import Services, wire

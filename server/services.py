@@ -5,8 +5,15 @@ from datetime import timedelta
 
 from aiohttp import web
 
-from server.auth import Authenticator
 from server.connections import Connections
+from server.entrance.handlers import TokenHandlers
+from server.entrance.login import LoginHandlers
+from server.entrance.service import TokenService, deriving
+from server.gate import Gate
+from server.identity.attempts import Attempts
+from server.identity.authenticator import Authenticator
+from server.identity.oidc import Issuer
+from server.identity.signatures import Signatures
 from server.integrity.checking import Checker
 from server.integrity.readback import Readback
 from server.integrity.scrub import Scrubber
@@ -24,6 +31,7 @@ from server.pacs.handlers import ImageHandlers
 from server.pacs.ingest import Ingester
 from server.pacs.presentation import image_json
 from server.pacs.render import Renderer
+from server.privacy import secret_at
 from server.proxies import base_url_of
 from server.reads import Reads
 from server.sessions.completion import Completion
@@ -64,6 +72,7 @@ class Services:
     store: Store
     signer: Signer
     authenticator: Authenticator
+    gate: Gate
     uploads: Uploads
     upkeep: Upkeep
     expiry: ExpirySweeper
@@ -85,6 +94,10 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     max_size_bytes, expires_after = given.max_size_bytes, timedelta(days=given.expires_after_days)
     base_url = base_url_of(settings.http)
     counts = Counts()
+    url_key, attempts = secret_at(settings.data_path / "urls.secret"), Attempts()
+    signatures = Signatures(url_key)
+    issuer = Issuer(settings.auth.oidc) if settings.auth.oidc.issuer else None
+    authenticator = Authenticator(store, settings.auth.mode, signatures, attempts, issuer)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
     ingester = MeasuredFiles(Ingester(
@@ -123,13 +136,15 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     rufh = RufhHandlers(uploads, intake, links, replace(pace, received=counts.received("rufh")), max_size_bytes)
     routes = (
         *FilesResource(store, uploads, rows, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
-        *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
-        *ImageHandlers(store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url).routes(),
+        *SessionHandlers(store, sessions, uploads.complete, image_json, base_url, signatures.signed).routes(),
+        *ImageHandlers(store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url, signatures.signed).routes(),
         *OrderHandlers(OrderService(store)).routes(),
         *WebhookHandlers(webhooks).routes(),
+        *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
+        *LoginHandlers(store, attempts, base_url).routes(),
     )
     return Services(
-        settings, store, signer, Authenticator(store, settings.auth.mode), uploads, upkeep,
+        settings, store, signer, authenticator, Gate(authenticator, base_url), uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         Scrubber(store, checker, mib_per_s=settings.integrity.scrub_mib_per_s,
                  every_days=settings.integrity.scrub_every_days),

@@ -120,10 +120,29 @@ class Storage(Section):
     keep: Literal["forever", "until-delivered"] = "forever"
 
 
+class Oidc(Section):
+    """`[auth.oidc]`: whose JWTs are taken as bearers (OpenID Connect Core, RFC 7519)."""
+
+    issuer: str = ""
+    audience: str = ""
+    jwks_url: str = ""
+    algorithms: Annotated[list[Literal[
+        "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA"]],
+        Field(min_length=1)] = ["RS256", "ES256"]
+    clock_skew_s: Annotated[float, Field(ge=0, le=300)] = 60.0
+    role_claim: Annotated[str, Field(min_length=1)] = "packhorse_role"
+    site_claim: str = ""
+    site: Annotated[str, AfterValidator(_name)] = "default"
+    visit_claim: str = ""
+    order_claim: str = ""
+    user_claim: str = ""
+
+
 class Auth(Section):
     """`[auth]`: who may come in."""
 
     mode: Literal["token", "none"] = "token"
+    oidc: Oidc = Oidc()
 
 
 class Uploads(Section):

@@ -13,6 +13,8 @@ import structlog
 from aiohttp import web
 
 from server.app import create_app
+from server.entrance.codes import login_url
+from server.entrance.upkeep import admin_code, forget_logins
 from server.errors import ConfigurationError
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
 from server.metrics.sharing import SHARED_S
@@ -28,6 +30,8 @@ log = structlog.get_logger()
 SWEEP_S = 60.0
 EXPIRY_S = 5.0
 EVENTS_S = 0.5
+USES_S = 5.0
+FORGET_S = 3600.0
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
@@ -57,6 +61,7 @@ class Running:
     dicom_port: int | None
     token_path: Path
     new_admin_token: str | None = None
+    code: str | None = None
 
     @property
     def url(self) -> str:
@@ -70,8 +75,9 @@ async def running(settings: Settings, kinds: frozenset[Kind] = ALL) -> AsyncIter
     with sole_server(settings.data_path):
         async with open_services(settings) as (services, tasks):
             token_path, token = await prepare(services)
+            code = await admin_code(services.store, token_path) if shows_secrets(settings) else None
             async with working(services, tasks, kinds) as (http_port, dicom_port):
-                yield Running(settings, http_port, dicom_port, token_path, token)
+                yield Running(settings, http_port, dicom_port, token_path, token, code)
 
 
 async def prepare(services: Services) -> tuple[Path, str | None]:
@@ -90,7 +96,10 @@ async def working(
 ) -> AsyncIterator[tuple[int | None, int | None]]:
     """Do what `kinds` say: gives the HTTP and DICOM ports. `shares_port`: other processes listen on it too."""
     async with AsyncExitStack() as stack:
-        http_port = await stack.enter_async_context(_http(services, shares_port)) if Kind.HTTP in kinds else None
+        http_port = None
+        if Kind.HTTP in kinds:
+            http_port = await stack.enter_async_context(_http(services, shares_port))
+            tasks.spawn(every(USES_S, "token uses", services.authenticator.uses.flush), "note-token-uses")
         dicom_port = await stack.enter_async_context(_dicom(services)) if Kind.DICOM in kinds else None
         if Kind.JOBS in kinds:
             services.worker.start(tasks)
@@ -102,6 +111,7 @@ async def working(
             # what a crash left whole may take long to seal: nobody waits for it to be ready
             tasks.spawn(_finish_left(services), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
+            tasks.spawn(every(FORGET_S, "logins", lambda: forget_logins(services.store)), "forget-logins")
         if shares_port:
             tasks.spawn(every(SHARED_S, "metrics", services.shared.share), "share-metrics")
         yield http_port, dicom_port
@@ -130,6 +140,7 @@ async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
         services.locks.stop_all()
         await runner.cleanup()
         await services.uploads.flush_all()
+        await services.authenticator.uses.flush()
 
 
 @asynccontextmanager
@@ -201,6 +212,11 @@ def _keys(settings: Settings) -> set[tuple[str, str]]:
                 (table, repr(content)) for table, content in tables.items() if not isinstance(content, dict)}
 
 
+def shows_secrets(settings: Settings) -> bool:
+    """Whether a person looks on, to whom a secret may be shown."""
+    return settings.auth.mode == "token" and sys.stdout.isatty()
+
+
 async def serve(settings: Settings, reread: Callable[[], Settings], kinds: frozenset[Kind] = ALL) -> None:
     """Serve in the foreground until SIGTERM or SIGINT, then drain."""
     stop = stop_signal()
@@ -223,6 +239,8 @@ def announce(server: Running) -> None:
         lines.append(_where_the_token_is(server.token_path))
         if server.new_admin_token and sys.stdout.isatty():
             lines.append(f"  {server.new_admin_token}")
+        if server.code and server.http_port is not None:
+            lines.append(f"Open {login_url(server.url, server.code)} within five minutes (works once)")
     with suppress(BrokenPipeError):
         print("\n".join(lines), flush=True)  # noqa: T201 - for the terminal
 

@@ -286,7 +286,11 @@ class WebhookDeliveryRecord:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """A token without its secret: only the SHA-256 of the secret is kept."""
+    """A token without its secret: only the SHA-256 of the secret is kept.
+
+    `visit_id` and `radiology_order_id` are the one that it may touch, `created_by_id` the user it acts for, `maker`
+    the principal that minted it over the API; `numeric_ids` as in SessionRecord. `last_used_at` is true to a minute.
+    """
 
     token_id: str
     site: str
@@ -297,6 +301,23 @@ class TokenRecord:
     expires_at: str | None
     revoked_at: str | None
     label: str | None
+    radiology_order_id: str | None = None
+    created_by_id: str | None = None
+    numeric_ids: str = ""
+    maker: str | None = None
+    last_used_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BrowserRecord:
+    """A browser that is logged in by a cookie, of which only the SHA-256 is kept; what it may do its token says."""
+
+    cookie_sha256: str
+    site: str
+    token_id: str
+    created_at: str
+    expires_at: str
+    ended_at: str | None = None
 
 
 def new_id() -> str:

@@ -359,6 +359,32 @@ token = Table(
     _time("expires_at"),
     _time("revoked_at"),
     Column("label", String(80)),
+    Column("radiology_order_id", String(64)),
+    Column("created_by_id", String(64)),
+    Column("numeric_ids", Text, nullable=False, server_default=""),
+    Column("maker", String(64)),
+    _time("last_used_at"),
+    Index("ix_token_maker", "maker"),
+)
+
+login_code = Table(
+    "login_code", metadata,
+    Column("code_sha256", String(64), primary_key=True),
+    _site(),
+    Column("token_id", String(32), nullable=False),
+    _time("created_at", nullable=False),
+    _time("expires_at", nullable=False),
+    _time("used_at"),
+)
+
+browser = Table(
+    "browser", metadata,
+    Column("cookie_sha256", String(64), primary_key=True),
+    _site(),
+    Column("token_id", String(32), nullable=False),
+    _time("created_at", nullable=False),
+    _time("expires_at", nullable=False),
+    _time("ended_at"),
 )
 
 signing_key = Table(

@@ -242,12 +242,14 @@ class SessionService:
     async def listing(self, caller: Caller, limit: int, **filters: Any) -> list[SessionRecord]:  # see storage.sessions
         """Sessions that `caller` may see, the one changed last first."""
         who = caller.who
-        sees_all = who.visit_id is not None or who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR)
+        sees_all = who.is_narrowed or who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR)
         visit = caller.visit.text if caller.visit else who.visit_id
-        if not who.sees_visit(visit):
+        order_id = filters.pop("radiology_order_id", None) or who.radiology_order_id
+        if not who.sees_order(order_id, visit):
             return []
         return await self._store.read(lambda tx: sessions.listing(
-            tx, who.site, visit_id=visit, principal=None if sees_all else who.name, limit=limit, **filters))
+            tx, who.site, visit_id=visit, radiology_order_id=order_id, principal=None if sees_all else who.name,
+            limit=limit, **filters))
 
     def _seen(self, tx: Connection, session_id: str, caller: Caller) -> SessionRecord:
         record = creation.see(tx, session_id, caller.who)
