@@ -6,7 +6,7 @@ from typing import ClassVar
 from aiohttp import web
 
 from server import middleware
-from server.auth import principal_of
+from server.access import ANYBODY, allows, is_open
 from server.cors import CrossOrigin, of_this_machine_only
 from server.describing import TEXT, Answer, Described, answered
 from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES, RequestError
@@ -35,7 +35,7 @@ def create_app(services: Services) -> web.Application:
     app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[
         counting(services.counts), middleware.request_id, services.connections.watch,
         *([of_this_machine_only(http.public_url, http.cors_origins)] if is_open else []), cross_origin.preflight,
-        behind_proxies(http.trusted_proxies), middleware.authenticated(services.authenticator)])
+        behind_proxies(http.trusted_proxies), services.gate.pass_through])
     app.on_response_prepare.append(cross_origin.sign)
     app.on_response_prepare.append(name_version)
     app.add_routes([
@@ -63,20 +63,24 @@ class _Surface:
             web.get("/.well-known/jwks.json", self.jwks), web.get("/problems/{code}", self.problem),
             web.get("/api/v1", self.about), web.get("/api/v1/", self.about)]
 
+    @is_open
     async def jwks(self, _request: web.Request) -> web.Response:
         """Every public key that ever signed a receipt (RFC 7517 §5)."""
         keys = await self._services.store.read(tokens.keys)
         return web.json_response({"keys": keys}, headers={"Cache-Control": "public, max-age=300"})
 
+    @is_open
     async def openapi(self, _request: web.Request) -> web.Response:
         """Every call in OpenAPI 3.1, for machines."""
         return web.json_response(document(self._router, VERSION))
 
+    @is_open
     async def docs(self, _request: web.Request) -> web.Response:
         """Every call, for people."""
         return web.Response(text=page(document(self._router, VERSION)), content_type="text/html", headers={
             "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
+    @is_open
     async def problem(self, request: web.Request) -> web.Response:
         """The page behind a problem's `type` (RFC 9457 §3.1.1)."""
         code = request.match_info["code"]
@@ -88,9 +92,9 @@ class _Surface:
                 f"<h1>{html.escape(code)}</h1><p>{html.escape(meaning.title)}.<p>{again}")
         return web.Response(text=page, content_type="text/html")
 
-    async def about(self, request: web.Request) -> web.Response:
+    @allows(*ANYBODY, heeds_scope=True)
+    async def about(self, _request: web.Request) -> web.Response:
         """What this server is and takes, so that a newer client can send only what is known (contract §4)."""
-        principal_of(request)
         uploads = self._services.settings.uploads
         return web.json_response({
             "product": "packhorse", "version": VERSION, "protocols": list(PROTOCOLS),

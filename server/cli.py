@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from server import config
 from server.app import VERSION
-from server.commands import audit, checks, tokens, webhook
+from server.commands import audit, checks, keeping, keys, scrub, tokens, webhook
 from server.commands.terminal import ConfigOption, errors, make_private, out
 from server.errors import AppError, ConfigurationError
 from server.logs import log_to_stderr
@@ -32,7 +32,7 @@ app = typer.Typer(name="packhorse", no_args_is_help=True, add_completion=False, 
                   help="Takes medical images over bad lines and says when the local copy may be deleted.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 for name, group in (("config", config_app), ("token", tokens.app), ("audit", audit.app),
-                    ("receipt", checks.receipt_app), ("webhook", webhook.app)):
+                    ("receipt", checks.receipt_app), ("keys", keys.app), ("webhook", webhook.app)):
     app.add_typer(group, name=name)
 
 
@@ -130,4 +130,6 @@ def config_check(config_file: ConfigOption = None) -> None:
     out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")
 
 
-app.command()(checks.fsck)  # here, so that help names serving first
+for command in (checks.fsck, scrub.scrub, keeping.backup, keeping.restore):  # here, so that help names serving first
+    app.command()(command)
+app.command("rebuild-index")(keeping.rebuild_index)

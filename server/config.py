@@ -9,12 +9,14 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Any, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from server.errors import ConfigurationError
-from server.settings import Section, Settings, is_loopback, peer_networks
+from server.safety import refuse_unsafe, refuse_unsafe_file, refuse_unsafe_places
+from server.settings import Oidc, Section, Settings, is_loopback, peer_networks
 from server.wording import first_fault
 
 DEFAULT_FILE = Path("packhorse.toml")
@@ -37,6 +39,7 @@ def load(config_file: Path | None = None) -> Settings:
         raise ConfigurationError(f"environment: {_unreadable_variable()} must be written as JSON") from error
     settings.place(path.resolve().parent if path is not None else Path.cwd())
     _check(settings)
+    refuse_unsafe(settings)
     return settings
 
 
@@ -56,6 +59,17 @@ def warnings_of(settings: Settings) -> list[str]:
     if not is_loopback(http.host) and not http.trusted_proxies:
         found.append(f"http.host: on {http.host} tokens and images go over the net unencrypted: listen on loopback "
                      "behind a proxy that speaks TLS, or name the proxy in http.trusted_proxies")
+    dicom = settings.dicom
+    if dicom.enabled and not is_loopback(dicom.host):
+        if not settings.require_known_peers:
+            found.append(f"dicom.require_known_peers: on {dicom.host} anybody who can reach it may send images, under "
+                         "any AE title: list the senders in [[dicom.peers]] and leave this setting out")
+        elif not dicom.peers:
+            found.append(f"dicom.peers: on {dicom.host} only listed peers may call, and none is listed, so all are "
+                         "refused")
+    if settings.auth.mode == "none" and http.public_url and not is_loopback(urlsplit(http.public_url).hostname or ""):
+        found.append("auth.mode: \"none\" lets everybody in whom the proxy of http.public_url lets through: use "
+                     "\"token\" unless it asks them who they are")
     found += [f"environment: {name} is not read: a setting has two underscores, as in PACKHORSE__HTTP__PORT"
               for name in sorted(os.environ) if _is_one_underscore_short(name.upper())]
     return found
@@ -83,6 +97,7 @@ def check_places(settings: Settings) -> None:
         raise ConfigurationError(f"storage.database: {database} is a folder, where a file is needed")
     if database.exists() and not os.access(database, os.R_OK | os.W_OK):
         raise ConfigurationError(f"storage.database: this user may not read and write {database}")
+    refuse_unsafe_places(settings)
 
 
 def _is_there(path: Path) -> bool:
@@ -120,7 +135,9 @@ def _unreadable_variable() -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
+        refuse_unsafe_file(path)
+        return values
     except FileNotFoundError as error:
         raise ConfigurationError(f"--config: there is no file {path}") from error
     except IsADirectoryError as error:
@@ -148,14 +165,7 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("storage.database: must be sqlite:/// and the path of a file")
     if not re.fullmatch(r"file:(///|(?!//)).+", storage.blobs):
         raise ConfigurationError("storage.blobs: must be file: and the path of a folder")
-    if settings.auth.mode == "none":
-        listening = {"http.host": http.host} | ({"dicom.host": settings.dicom.host} if settings.dicom.enabled else {})
-        for key, host in listening.items():
-            if not is_loopback(host):
-                raise ConfigurationError(
-                    f"auth.mode: \"none\" lets everybody in, so it is taken on loopback only, and {key} is {host}")
-    if http.public_url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", http.public_url):
-        raise ConfigurationError("http.public_url: must be http:// or https:// and a host")
+    _check_issuer(settings.auth.mode, settings.auth.oidc)
     urls = [one.url for one in settings.webhooks]
     if len(set(urls)) < len(urls):
         raise ConfigurationError("webhooks: a url is given twice")
@@ -168,3 +178,29 @@ def _check(settings: Settings) -> None:
     if settings.require_known_peers:
         for peer in settings.dicom.peers:
             peer_networks(peer)
+
+
+def _check_issuer(mode: str, oidc: Oidc) -> None:
+    """Whose JWTs are taken: keys that come over an open line could be anybody's."""
+    if not oidc.issuer:
+        if oidc.audience or oidc.jwks_url:
+            raise ConfigurationError("auth.oidc.issuer: is needed where audience or jwks_url is given")
+        return
+    if mode == "none":
+        raise ConfigurationError('auth.oidc.issuer: means nothing where auth.mode = "none" lets everybody in')
+    if not oidc.audience:
+        raise ConfigurationError(
+            "auth.oidc.audience: is needed, else JWTs that the issuer made for other services would be taken")
+    for key, url in (("issuer", oidc.issuer), ("jwks_url", oidc.jwks_url)):
+        if url and not _is_safe_url(url):
+            raise ConfigurationError(f"auth.oidc.{key}: must be https:// and a host (http:// on loopback only)")
+
+
+def _is_safe_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    is_whole = bool(host) and not parts.query and not parts.fragment and not re.search(r"\s", url)
+    return is_whole and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))

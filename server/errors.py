@@ -42,6 +42,7 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "unauthorized": Meaning(401, False, "A valid token is needed"),
     "forbidden": Meaning(403, False, "The token's role does not allow this"),
     "foreign_page": Meaning(403, False, "Another site's page may not call here"),
+    "csrf_refused": Meaning(403, False, "A page must prove that the request is its own"),
     "not_found": Meaning(404, False, "There is nothing here"),
     "method_not_allowed": Meaning(405, False, "The method is not allowed here"),
     "invalid_transition": Meaning(409, False, "The session's status does not allow this"),
@@ -61,6 +62,7 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "inconsistent_upload_length": Meaning(400, False, "The length contradicts what is known of the upload"),
     "completed_upload": Meaning(400, False, "The upload is complete already"),
     "final_upload": Meaning(403, False, "A final upload takes no bytes of its own"),
+    "too_many_attempts": Meaning(429, True, "Too many wrong tokens or codes"),
     "headers_too_large": Meaning(431, False, "The request has too many header fields"),
     "gone": Meaning(410, False, "The upload is gone"),
     "unsupported_version": Meaning(412, False, "Tus-Resumable 1.0.0 is needed"),
@@ -82,6 +84,7 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "readback_failed": Meaning(503, True, "The stored bytes could not be verified: keep your copy"),
     "readback_running": Meaning(503, True, "The stored bytes are still being verified: ask again"),
     "read_timeout": Meaning(503, True, "No bytes came for too long; what arrived is kept"),
+    "issuer_unavailable": Meaning(503, True, "The issuer of the token does not answer"),
     "insufficient_storage": Meaning(507, True, "There is no room for this now"),
     "storage_unavailable": Meaning(503, True, "The storage does not answer as it should"),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from storage import blob_rows, clock, figures, instances, jobs, sessions
-from storage.blobs.base import Lists
+from storage.blobs.base import BlobKey, Lists, sealed
 from storage.errors import StorageError
 from storage.records import now
 from storage.store import Store
@@ -110,10 +110,15 @@ def _alarms(count: int) -> Fault | None:
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """The four that must be zero (contract §6), and files that no row names, which clean-up takes away."""
+    """The four that must be zero (contract §6), and files that no row names, which clean-up takes away.
+
+    `blobs_gone` and `blobs_cut` have a row and no file, or one of another size: what needs them is without its blob.
+    """
 
     blobs_without_owner: int
     synced_without_image: int
+    blobs_gone: tuple[BlobKey, ...]
+    blobs_cut: tuple[BlobKey, ...]
     images_without_series: int
     sop_instances_twice: int
     files_without_row: int
@@ -121,19 +126,21 @@ class Orphans:
     @property
     def is_sound(self) -> bool:
         """Whether all four are zero."""
-        return not any((self.blobs_without_owner, self.synced_without_image, self.images_without_series,
-                        self.sop_instances_twice))
+        return not any((self.blobs_without_owner, self.synced_without_image, self.blobs_gone, self.blobs_cut,
+                        self.images_without_series, self.sop_instances_twice))
 
 
 async def count_orphans(store: Store) -> Orphans:
-    """Count them; a blob row whose file is missing counts as a session without its blob."""
+    """Count them; rows first, so that what is stored meanwhile is a file without a row, and never the other way."""
 
-    def unit(tx: Connection) -> tuple[int, int, int, int, set[tuple[str, str]]]:
+    def unit(tx: Connection) -> tuple[int, int, int, int, dict[tuple[str, str], int]]:
         return (len(blob_rows.without_owner(tx)), sessions.synced_without_image(tx),
-                instances.dicom_without_series(tx), instances.live_twins(tx), blob_rows.keys(tx))
+                instances.dicom_without_series(tx), instances.live_twins(tx), blob_rows.sizes(tx))
 
     unowned, without_image, without_series, twice, rows = await store.read(unit)
-    files: set[tuple[str, str]] = set()
+    files: dict[tuple[str, str], int] = {}
     if isinstance(store.blobs, Lists):
-        files = {(key.site, key.name) async for key in store.blobs.keys("sealed")}
-    return Orphans(unowned, without_image + len(rows - files), without_series, twice, len(files - rows))
+        files = {(key.site, key.name): size async for key, size in store.blobs.sizes("sealed")}
+    gone = tuple(sealed(*row) for row in sorted(rows.keys() - files.keys()))
+    cut = tuple(sealed(*row) for row in sorted(rows.keys() & files.keys()) if files[row] != rows[row])
+    return Orphans(unowned, without_image, gone, cut, without_series, twice, len(files.keys() - rows.keys()))

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import structlog
 
-from server.auth import Role, new_token
+from server.auth import Role
 from server.errors import AppError
+from server.identity.secrets import new_token
+from server.keeping.restore import MARK
 from server.privacy import keep_private
 from server.services import Services, wire
 from server.sessions.receipts import open_signer
@@ -58,6 +60,8 @@ def sole_server(data_path: Path) -> Iterator[int]:
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[tuple[Services, Tasks]]:
     """The store private, migrated and open, the key published, every service wired."""
+    if (settings.data_path / MARK).exists():
+        raise StartFailed(f"{settings.data_path} holds half of a backup: run packhorse restore again")
     for path in keep_private(settings):
         log.warning("data.others_may_read", path=str(path), why="it belongs to another user of this machine")
     copy = migrate(settings.database_path)
@@ -66,7 +70,7 @@ async def open_services(settings: Settings) -> AsyncIterator[tuple[Services, Tas
     store = open_store(settings.database_path, settings.blobs_path, settings.uploads.reserve_bytes)
     try:
         signer = open_signer(settings.data_path / "keys")
-        await store.write(lambda tx: tokens.add_key(tx, signer.kid, DEFAULT_SITE, signer.public_jwk()))
+        await store.write(lambda tx: tokens.publish(tx, DEFAULT_SITE, signer.public_jwks()))
         async with Tasks() as tasks:
             services = wire(settings, store, signer, tasks)
             try:

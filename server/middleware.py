@@ -1,23 +1,18 @@
-"""The rim of every HTTP request: request id, who calls, failures as problems. Knows no feature."""
+"""The rim of every HTTP request: request id, failures as problems, route and verb. Knows no feature."""
 
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 
-from server.auth import PRINCIPAL, Authenticator
-from server.errors import AppError, RequestError
+from server.errors import AppError
 from server.problems import as_app_error, problem
 
 log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 METHOD_OVERRIDE = "X-HTTP-Method-Override"
-OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/.well-known/jwks.json"})
-"""Paths that need no token here (contract §8, §11); who may read `/metrics` is looked at there."""
 
 
 @web.middleware
@@ -54,29 +49,3 @@ def verb_of(request: web.Request) -> str:
     if request.path.startswith("/files"):
         return request.headers.get(METHOD_OVERRIDE, request.method).upper()
     return request.method
-
-
-def authenticated(authenticator: Authenticator) -> Middleware:
-    """A middleware that lets in who has a token, and puts the Principal on the request."""
-
-    @web.middleware
-    async def who_calls(request: web.Request, handler: Handler) -> web.StreamResponse:
-        # OPTIONS is asked before a token is at hand: CORS preflights, tus discovery (contract §5)
-        if request.path in OPEN or request.path.startswith("/problems/") or verb_of(request) == "OPTIONS":
-            return await handler(request)
-        try:
-            bearer = await authenticator.identify(request.headers.get("Authorization"))
-            if bearer.expired and not tolerates_expiry(request):
-                raise RequestError("unauthorized", "the token has expired")
-        except RequestError as refusal:
-            await authenticator.note_refusal(request.remote, refusal.detail)
-            raise
-        request[PRINCIPAL] = replace(bearer.principal, expired=True) if bearer.expired else bearer.principal
-        return await handler(request)
-
-    return who_calls
-
-
-def tolerates_expiry(request: web.Request) -> bool:
-    """HEAD of an upload by its owner is answered with an expired but genuine token (contract §5)."""
-    return verb_of(request) == "HEAD" and request.path.startswith("/files/")

@@ -6,6 +6,7 @@ files too, as /var/lib would, stays as it is: what lies in it of ours is narrowe
 """
 
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from server.settings import AUDIT_HEAD, Settings
 
 OTHERS = 0o077
 """The bits of everybody but the owner."""
+SECRET_BYTES = 32
 FOLDERS = frozenset({"keys", "metrics", "spool"})
-FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", AUDIT_HEAD, f"{AUDIT_HEAD}.lock"})
+FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", "urls.secret", AUDIT_HEAD,
+                   f"{AUDIT_HEAD}.lock"})
 
 
 def own_alone() -> None:
@@ -30,7 +33,7 @@ def keep_private(settings: Settings) -> list[Path]:
     folder = settings.data_path
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ours = {path for path in folder.iterdir() if _is_ours(path, settings)} | {settings.blobs_path}
-    if all(path in ours or path.name.startswith(".locks.secret.") for path in folder.iterdir()):
+    if all(path in ours or path.name.startswith((".locks.secret.", ".urls.secret.")) for path in folder.iterdir()):
         ours.add(folder)
     return [path for path in sorted(ours) if not _narrowed(path)]
 
@@ -50,3 +53,25 @@ def _narrowed(path: Path) -> bool:
             except OSError:
                 return False
     return True
+
+
+def secret_at(path: Path) -> bytes:
+    """What `path` holds, made at first, whole and for its owner only, whoever else makes it at the same time."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(SECRET_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileExistsError):
+        path.hardlink_to(partial)
+    partial.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return path.read_bytes()

@@ -18,9 +18,20 @@ from typing import Any
 
 import structlog
 
+from server.entrance.upkeep import admin_code
 from server.lifecycle import StartFailed, open_services, sole_server
 from server.settings import Settings
-from server.supervisor import ALL, GRACE_S, Kind, Running, announce, prepare, reread_on_hangup, stop_signal
+from server.supervisor import (
+    ALL,
+    GRACE_S,
+    Kind,
+    Running,
+    announce,
+    prepare,
+    reread_on_hangup,
+    shows_secrets,
+    stop_signal,
+)
 
 log = structlog.get_logger()
 RESTART_S = 1.0
@@ -51,13 +62,14 @@ async def serve_in_processes(
     with sole_server(settings.data_path) as lock, _ReservedPort(settings) as port:
         async with open_services(settings) as (services, _tasks):
             token_path, token = await prepare(services)
+            code = await admin_code(services.store, token_path) if shows_secrets(settings) else None
         asked = {"settings": settings.model_dump(mode="json"), "base": str(settings.base_path), "http_port": port}
         supervisor = _Supervisor(asked, lock)
         try:
             ports = [await supervisor.start(part) for part in parts_of(workers, kinds)]
             http_port = port if Kind.HTTP in kinds else None
             dicom_port = next((one for one in ports if one is not None), None)
-            announce(Running(settings, http_port, dicom_port, token_path, token))
+            announce(Running(settings, http_port, dicom_port, token_path, token, code))
             await supervisor.watch(stop)
             print("stopping: letting running uploads save what arrived", flush=True)  # noqa: T201 - for the terminal
         finally:

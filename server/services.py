@@ -1,18 +1,27 @@
 """Who is handed to whom: the only file that knows every feature."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from aiohttp import web
 
 from server.auditing.head import AuditHead
-from server.auth import Authenticator
 from server.connections import Connections
-from server.errors import RequestError
+from server.entrance.handlers import TokenHandlers
+from server.entrance.login import LoginHandlers
+from server.entrance.service import TokenService, deriving
 from server.events.feed import Feed
 from server.events.handlers import EventHandlers
 from server.events.studies import Studies
+from server.gate import Gate
+from server.identity.attempts import Attempts
+from server.identity.authenticator import Authenticator
+from server.identity.oidc import Issuer
+from server.identity.signatures import Signatures
+from server.integrity.checking import Checker
+from server.integrity.readback import Readback
+from server.integrity.scrub import Scrubber
+from server.keeping.rebuild import Rebuilder
 from server.metrics.counts import Counts
 from server.metrics.measured import MeasuredFiles
 from server.metrics.sharing import Shared
@@ -26,13 +35,14 @@ from server.pacs.handlers import ImageHandlers
 from server.pacs.ingest import Ingester
 from server.pacs.presentation import image_json
 from server.pacs.render import Renderer
+from server.privacy import secret_at
 from server.proxies import base_url_of
 from server.reads import Reads
 from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
+from server.sessions.image_receipts import ImageReceipts
 from server.sessions.intake import Intake
 from server.sessions.limits import Limits
-from server.sessions.readback import Readback
 from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
 from server.sessions.standing import UploadStanding
@@ -66,6 +76,7 @@ class Services:
     store: Store
     signer: Signer
     authenticator: Authenticator
+    gate: Gate
     uploads: Uploads
     upkeep: Upkeep
     expiry: ExpirySweeper
@@ -74,6 +85,7 @@ class Services:
     renderer: Renderer
     worker: Worker
     webhooks: Webhooks
+    scrubber: Scrubber
     audit_head: AuditHead
     feed: Feed
     studies: Studies
@@ -89,6 +101,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     max_size_bytes, expires_after = given.max_size_bytes, timedelta(days=given.expires_after_days)
     base_url = base_url_of(settings.http)
     counts = Counts()
+    url_key, attempts = secret_at(settings.data_path / "urls.secret"), Attempts()
+    signatures = Signatures(url_key)
+    issuer = Issuer(settings.auth.oidc) if settings.auth.oidc.issuer else None
+    authenticator = Authenticator(store, settings.auth.mode, signatures, attempts, issuer)
+    gate = Gate(authenticator, base_url)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
     ingester = MeasuredFiles(Ingester(
@@ -109,7 +126,9 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         store, standing, limits, rows, Receiver(store, rows), finisher, Flushes(store, rows, tasks), max_size_bytes)
     uploads = Uploads(store, intake, standing, locks, rows, appender, finisher, Joiner(store, standing, limits, rows))
     upkeep = Upkeep(store, standing, locks, rows, uploads)
-    sessions = SessionService(store, intake, limits, Readback(store, tasks), name_order)
+    checker = Checker(store, locks)
+    readback = Readback(store, checker, tasks)
+    sessions = SessionService(store, intake, limits, readback, name_order)
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
@@ -122,36 +141,33 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
                     at_once=calls, backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"), received=counts.received("dimse"))
     reads, feed = Reads(store), Feed(store, settings.events.max_streams)
-    authenticator = Authenticator(store, settings.auth.mode)
     links, pace = Links(base_url), Pace(given.progress_floor_bytes_per_s, given.progress_window_s)
     tus = TusHandlers(uploads, intake, links, replace(pace, received=counts.received("tus")), max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, replace(pace, received=counts.received("rufh")), max_size_bytes)
     routes = (
         *FilesResource(store, uploads, rows, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
-        *SessionHandlers(store, sessions, uploads.complete, image_json, base_url).routes(),
-        *ImageHandlers(store, renderer, reads, base_url).routes(),
+        *SessionHandlers(store, sessions, uploads.complete, image_json, base_url, signatures.signed).routes(),
+        *ImageHandlers(
+            store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url, signatures.signed).routes(),
         *OrderHandlers(OrderService(store)).routes(),
         *WebhookHandlers(webhooks).routes(),
-        *EventHandlers(feed, base_url, still_may(authenticator)).routes(),
+        *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
+        *LoginHandlers(store, attempts, base_url).routes(),
+        *EventHandlers(feed, base_url, gate.still_lets_in).routes(),
     )
     return Services(
-        settings, store, signer, authenticator, uploads, upkeep,
+        settings, store, signer, authenticator, gate, uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
+        Scrubber(store, checker, mib_per_s=settings.integrity.scrub_mib_per_s,
+                 every_days=settings.integrity.scrub_every_days),
         AuditHead(store, settings.audit_head_path, signer.sign), feed,
-        Studies(store, timedelta(seconds=settings.events.study_stable_s)), _listener(settings, arrivals), counts,
-        Shared(settings.data_path / "metrics", counts), routes)
+        Studies(store, timedelta(seconds=settings.events.study_stable_s)),
+        _listener(settings, arrivals), counts, Shared(settings.data_path / "metrics", counts), routes)
 
 
-def still_may(authenticator: Authenticator) -> Callable[[web.Request], Awaitable[bool]]:
-    """Whether the token of a request that goes on for long is still good: neither revoked nor expired."""
-
-    async def ask(request: web.Request) -> bool:
-        try:
-            return not (await authenticator.identify(request.headers.get("Authorization"))).expired
-        except RequestError:
-            return False
-
-    return ask
+def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
+    """Who makes the index anew: nothing is forwarded again, and nothing that was taken once is refused."""
+    return Rebuilder(store, Ingester(store, renderer.same_content))
 
 
 def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:

@@ -48,6 +48,10 @@ def _url(text: str) -> str:
     return text
 
 
+def _url_or_nothing(text: str) -> str:
+    return _url(text) if text else text
+
+
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
         raise ValueError("must be 1 to 64 of A-Z a-z 0-9 . _ -")
@@ -80,7 +84,7 @@ class Http(Section):
 
     host: Host = "127.0.0.1"
     port: Port = 8080
-    public_url: str = ""
+    public_url: Annotated[str, AfterValidator(_url_or_nothing)] = ""
     trusted_proxies: list[Network] = []
     cors_origins: list[Origin] = []
     tls_cert: str = ""
@@ -117,10 +121,29 @@ class Storage(Section):
     keep: Literal["forever", "until-delivered"] = "forever"
 
 
+class Oidc(Section):
+    """`[auth.oidc]`: whose JWTs are taken as bearers (OpenID Connect Core, RFC 7519)."""
+
+    issuer: str = ""
+    audience: str = ""
+    jwks_url: str = ""
+    algorithms: Annotated[list[Literal[
+        "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA"]],
+        Field(min_length=1)] = ["RS256", "ES256"]
+    clock_skew_s: Annotated[float, Field(ge=0, le=300)] = 60.0
+    role_claim: Annotated[str, Field(min_length=1)] = "packhorse_role"
+    site_claim: str = ""
+    site: Annotated[str, AfterValidator(_name)] = "default"
+    visit_claim: str = ""
+    order_claim: str = ""
+    user_claim: str = ""
+
+
 class Auth(Section):
     """`[auth]`: who may come in."""
 
     mode: Literal["token", "none"] = "token"
+    oidc: Oidc = Oidc()
 
 
 class Audit(Section):
@@ -142,6 +165,13 @@ class Uploads(Section):
     progress_floor_bytes_per_s: Annotated[int, Field(ge=0)] = 256
     progress_window_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     sync_wait_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+
+
+class Integrity(Section):
+    """`[integrity]`: how often stored bytes are read again, and how fast."""
+
+    scrub_every_days: Annotated[float, Field(ge=0, le=36_500)] = 30.0
+    scrub_mib_per_s: Annotated[float, Field(gt=0, le=1_000_000)] = 20.0
 
 
 class ForwardDestination(Section):
@@ -212,6 +242,7 @@ class Settings(BaseSettings):
     auth: Auth = Auth()
     audit: Audit = Audit()
     uploads: Uploads = Uploads()
+    integrity: Integrity = Integrity()
     forward: Forward = Forward()
     log: Log = Log()
     events: Events = Events()

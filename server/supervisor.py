@@ -13,6 +13,8 @@ import structlog
 from aiohttp import web
 
 from server.app import create_app
+from server.entrance.codes import login_url
+from server.entrance.upkeep import admin_code, forget_logins
 from server.errors import ConfigurationError
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
 from server.metrics.sharing import SHARED_S
@@ -29,6 +31,8 @@ SWEEP_S = 60.0
 EXPIRY_S = 5.0
 EVENTS_S = 0.5
 HEAD_S = 1.0
+USES_S = 5.0
+FORGET_S = 3600.0
 GRACE_S = 10.0
 LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
@@ -58,6 +62,7 @@ class Running:
     dicom_port: int | None
     token_path: Path
     new_admin_token: str | None = None
+    code: str | None = None
 
     @property
     def url(self) -> str:
@@ -71,8 +76,9 @@ async def running(settings: Settings, kinds: frozenset[Kind] = ALL) -> AsyncIter
     with sole_server(settings.data_path):
         async with open_services(settings) as (services, tasks):
             token_path, token = await prepare(services)
+            code = await admin_code(services.store, token_path) if shows_secrets(settings) else None
             async with working(services, tasks, kinds) as (http_port, dicom_port):
-                yield Running(settings, http_port, dicom_port, token_path, token)
+                yield Running(settings, http_port, dicom_port, token_path, token, code)
             await services.audit_head.close()
 
 
@@ -95,9 +101,11 @@ async def working(
     """Do what `kinds` say: gives the HTTP and DICOM ports. `shares_port`: other processes listen on it too."""
     async with AsyncExitStack() as stack:
         tasks.spawn(every(HEAD_S, "audit head", services.audit_head.renew), "renew-audit-head")
+        http_port = None
         if Kind.HTTP in kinds:
             tasks.spawn(services.feed.run(), "feed")
-        http_port = await stack.enter_async_context(_http(services, shares_port)) if Kind.HTTP in kinds else None
+            http_port = await stack.enter_async_context(_http(services, shares_port))
+            tasks.spawn(every(USES_S, "token uses", services.authenticator.uses.flush), "note-token-uses")
         dicom_port = await stack.enter_async_context(_dicom(services)) if Kind.DICOM in kinds else None
         if Kind.JOBS in kinds:
             services.worker.start(tasks)
@@ -105,9 +113,12 @@ async def working(
             tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
             tasks.spawn(every(EVENTS_S, "studies", services.studies.sweep), "watch-studies")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
+            if services.scrubber.period_s is not None:
+                tasks.spawn(every(services.scrubber.period_s, "scrub", services.scrubber.sweep), "scrub")
             # what a crash left whole may take long to seal: nobody waits for it to be ready
             tasks.spawn(_finish_left(services), "finish-left-uploads")
             tasks.spawn(every(SWEEP_S, "answers", lambda: _forget_answers(services.store)), "forget-answers")
+            tasks.spawn(every(FORGET_S, "logins", lambda: forget_logins(services.store)), "forget-logins")
         if shares_port:
             tasks.spawn(every(SHARED_S, "metrics", services.shared.share), "share-metrics")
         yield http_port, dicom_port
@@ -137,6 +148,7 @@ async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
         services.feed.stop()
         await runner.cleanup()
         await services.uploads.flush_all()
+        await services.authenticator.uses.flush()
 
 
 @asynccontextmanager
@@ -208,6 +220,11 @@ def _keys(settings: Settings) -> set[tuple[str, str]]:
                 (table, repr(content)) for table, content in tables.items() if not isinstance(content, dict)}
 
 
+def shows_secrets(settings: Settings) -> bool:
+    """Whether a person looks on, to whom a secret may be shown."""
+    return settings.auth.mode == "token" and sys.stdout.isatty()
+
+
 async def serve(settings: Settings, reread: Callable[[], Settings], kinds: frozenset[Kind] = ALL) -> None:
     """Serve in the foreground until SIGTERM or SIGINT, then drain."""
     stop = stop_signal()
@@ -230,6 +247,8 @@ def announce(server: Running) -> None:
         lines.append(_where_the_token_is(server.token_path))
         if server.new_admin_token and sys.stdout.isatty():
             lines.append(f"  {server.new_admin_token}")
+        if server.code and server.http_port is not None:
+            lines.append(f"Open {login_url(server.url, server.code)} within five minutes (works once)")
     with suppress(BrokenPipeError):
         print("\n".join(lines), flush=True)  # noqa: T201 - for the terminal
 

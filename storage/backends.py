@@ -1,19 +1,23 @@
 """Opens a Store: migrates the embedded database after a copy, then starts its writer. Knows every backend."""
 
-import shutil
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from storage.blobs.filesystem import FilesystemBlobs
+from storage.blobs.medium import sync_directory, sync_file
 from storage.database.sqlite import SqliteDatabase, writer_lock
 from storage.errors import UnusableDatabase
 from storage.migrations.engine import migration_engine
@@ -74,7 +78,7 @@ def migrate(database_path: Path) -> Path | None:
         copy = None
         if present is not None:
             copy = _free_name(database_path, newest)
-            _copy(database_path, copy)
+            copy_database(database_path, copy)
         command.upgrade(_alembic(database_path), "head")
         return copy
 
@@ -86,13 +90,33 @@ def _free_name(database_path: Path, newest: str) -> Path:
     return next(path for name in names if not (path := database_path.with_name(name)).exists())
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_database(source: Path, target: Path) -> None:
+    """A consistent copy of a database that others may write to meanwhile: one file, 0600, on the medium."""
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)  # what a crash left
     partial.touch(mode=0o600)
     with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(partial)) as writing:
         reading.backup(writing)
-    shutil.move(partial, target)
+        writing.execute("PRAGMA journal_mode=DELETE")  # whoever opens it as ours returns to the log
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        sync_file(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.replace(target)
+    sync_directory(target.parent)
+
+
+@contextmanager
+def reading(database_path: Path) -> Iterator[Connection]:
+    """One consistent look at a database, beside whoever works on it; nothing is migrated, nothing can be written."""
+    engine = create_engine(f"sqlite:///file:{quote(str(database_path))}?mode=ro&uri=true", poolclass=NullPool)
+    with naming(database_path):
+        try:
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            engine.dispose()
 
 
 def open_store(database_path: Path, blobs_path: Path, reserve_bytes: int = 0) -> Store:

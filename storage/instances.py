@@ -77,6 +77,12 @@ def add_arrival(tx: Connection, **values: Any) -> int:  # the columns of the arr
     return int(done.inserted_primary_key[0])
 
 
+def has_arrival(tx: Connection, site: str, sha256: str) -> bool:
+    """Whether these bytes came by a door without sessions."""
+    return tx.execute(select(arrival.c.id).where(
+        arrival.c.site == site, arrival.c.blob_sha256 == sha256).limit(1)).first() is not None
+
+
 def add_quarantine(tx: Connection, **values: Any) -> int:  # the columns of the quarantine table but id, created_at
     """Keep bytes aside for a person; the same bytes for the same reason are kept once."""
     same = tx.execute(select(quarantine.c.id).where(

@@ -56,6 +56,8 @@ class Door(StrEnum):
 
     TUS = "tus"
     DIMSE = "dimse"
+    REBUILT = "rebuilt"
+    """No way in: the blob was here, and its rows were made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,11 @@ class UploadRecord:
 
 @dataclass(frozen=True, slots=True)
 class BlobRecord:
-    """A sealed blob; `alarm` says why its bytes are doubted, None while they are not."""
+    """A sealed blob; `alarm` says why its bytes are doubted, None while they are not, `alarm_at` since when.
+
+    `read_at`: when it was last read to its end, whatever that found; `verified_at`: when the last such reading
+    that found the right bytes began.
+    """
 
     site: str
     sha256: str
@@ -183,6 +189,8 @@ class BlobRecord:
     sealed_at: str
     verified_at: str | None
     alarm: str | None
+    read_at: str | None
+    alarm_at: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +286,11 @@ class WebhookDeliveryRecord:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """A token without its secret: only the SHA-256 of the secret is kept."""
+    """A token without its secret: only the SHA-256 of the secret is kept.
+
+    `visit_id` and `radiology_order_id` are the one that it may touch, `created_by_id` the user it acts for, `maker`
+    the principal that minted it over the API; `numeric_ids` as in SessionRecord. `last_used_at` is true to a minute.
+    """
 
     token_id: str
     site: str
@@ -289,6 +301,23 @@ class TokenRecord:
     expires_at: str | None
     revoked_at: str | None
     label: str | None
+    radiology_order_id: str | None = None
+    created_by_id: str | None = None
+    numeric_ids: str = ""
+    maker: str | None = None
+    last_used_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BrowserRecord:
+    """A browser that is logged in by a cookie, of which only the SHA-256 is kept; what it may do its token says."""
+
+    cookie_sha256: str
+    site: str
+    token_id: str
+    created_at: str
+    expires_at: str
+    ended_at: str | None = None
 
 
 def new_id() -> str:

@@ -10,11 +10,12 @@ harms nothing, for no row named it. This is the one file work inside units: a lo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from storage import blob_rows
+from storage import blob_rows, integrity, inventory, pauses
 from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, boot_id, staging
 from storage.database.base import Database
 from storage.errors import Conflict
@@ -55,23 +56,30 @@ class Store:
         return size if upload.boot_id == boot_id() else min(size, upload.offset_bytes)
 
     def keep(self, tx: Connection, content: Sealed) -> None:
-        """A unit of work: sealed bytes have a row from now on.
+        """A unit of work: sealed bytes have a row from now on; an alarm on them closes.
 
         Conflict when they were taken back since they were sealed: they are to be sealed again.
         """
-        is_new = blob_rows.find(tx, content.key.site, content.sha256) is None
-        if is_new and isinstance(self.blobs, Withdraws) and not self.blobs.holds(content.key):
+        known = blob_rows.find(tx, content.key.site, content.sha256)
+        if known is not None:
+            integrity.note_sealed_again(tx, known, content.looked_at, replaced=not content.existed)
+            return
+        if isinstance(self.blobs, Withdraws) and not self.blobs.holds(content.key):
             raise Conflict("the sealed bytes were taken back")
-        blob_rows.add(tx, content.key.site, content.sha256, content.size_bytes, repaired=not content.existed)
+        blob_rows.add(tx, content.key.site, content.sha256, content.size_bytes)
 
     def take_back(self, tx: Connection, key: BlobKey, older_than_s: float) -> BlobKey | None:
         """A unit of work: sealed bytes of at least that age that no row names become staged ones of nobody.
 
-        Gives their new key, to be deleted; None where they stay.
+        Gives their new key, to be deleted; None where they stay: while a backup copies, and for ever where they were
+        there before the database was. Those are another database's, which was lost: rebuild-index reads them.
         """
         if not isinstance(self.blobs, Withdraws) or blob_rows.find(tx, key.site, key.name) is not None:
             return None
-        return self.blobs.withdraw(key, older_than_s)
+        born_at = inventory.born_at(tx)
+        if born_at is None or pauses.cleanup_is_paused(tx):
+            return None
+        return self.blobs.withdraw(key, older_than_s, datetime.fromisoformat(born_at).timestamp())
 
     async def close(self) -> None:
         """See Database.close."""

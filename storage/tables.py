@@ -153,6 +153,16 @@ blob = Table(
     _time("sealed_at", nullable=False),
     _time("verified_at"),
     Column("alarm", Text),
+    _time("read_at"),
+    _time("alarm_at"),
+)
+
+readback_wait = Table(
+    "readback_wait", metadata,
+    Column("asker", String(160), primary_key=True),
+    _site(),
+    Column("sha256", String(64), primary_key=True),
+    _time("asked_at", nullable=False),
 )
 
 study = Table(
@@ -209,6 +219,15 @@ image = Table(
     Index("ix_image_study", "site", "study_instance_uid"),
     Index("ix_image_blob", "site", "blob_sha256"),
     sqlite_autoincrement=True,
+)
+
+image_receipt = Table(
+    "image_receipt", metadata,
+    Column("image_id", _ID, primary_key=True, autoincrement=False),
+    _site(),
+    Column("receipt", Text, nullable=False),
+    _time("signed_at", nullable=False),
+    ForeignKeyConstraint(["image_id"], ["image.id"]),
 )
 
 image_order = Table(
@@ -340,6 +359,32 @@ token = Table(
     _time("expires_at"),
     _time("revoked_at"),
     Column("label", String(80)),
+    Column("radiology_order_id", String(64)),
+    Column("created_by_id", String(64)),
+    Column("numeric_ids", Text, nullable=False, server_default=""),
+    Column("maker", String(64)),
+    _time("last_used_at"),
+    Index("ix_token_maker", "maker"),
+)
+
+login_code = Table(
+    "login_code", metadata,
+    Column("code_sha256", String(64), primary_key=True),
+    _site(),
+    Column("token_id", String(32), nullable=False),
+    _time("created_at", nullable=False),
+    _time("expires_at", nullable=False),
+    _time("used_at"),
+)
+
+browser = Table(
+    "browser", metadata,
+    Column("cookie_sha256", String(64), primary_key=True),
+    _site(),
+    Column("token_id", String(32), nullable=False),
+    _time("created_at", nullable=False),
+    _time("expires_at", nullable=False),
+    _time("ended_at"),
 )
 
 signing_key = Table(

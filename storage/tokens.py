@@ -1,9 +1,10 @@
 """Units of work on tokens and public signing keys. Secrets never come here, only their SHA-256."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from storage.database.prepared import Prepared
 from storage.records import TokenRecord, timestamp
@@ -24,15 +25,36 @@ def find(tx: Connection, token_id: str) -> TokenRecord | None:
     return TokenRecord(*row) if row else None
 
 
-def listing(tx: Connection) -> list[TokenRecord]:
-    """Every token, the oldest first."""
-    return [TokenRecord(*row) for row in tx.execute(select(*_COLUMNS).order_by(token.c.created_at, token.c.token_id))]
+def listing(tx: Connection, site: str | None = None) -> list[TokenRecord]:
+    """Every token, or every one of a site, the oldest first."""
+    query = select(*_COLUMNS).order_by(token.c.created_at, token.c.token_id)
+    return [TokenRecord(*row) for row in tx.execute(query if site is None else query.where(token.c.site == site))]
 
 
-def revoke(tx: Connection, token_id: str) -> bool:
-    """Refuse the token from now on; whether it was not refused before. Unknown ids change nothing."""
-    fresh = (token.c.token_id == token_id) & token.c.revoked_at.is_(None)
-    return tx.execute(update(token).where(fresh).values(revoked_at=timestamp())).rowcount == 1
+def revoke(tx: Connection, token_id: str) -> list[TokenRecord]:
+    """Refuse the token from now on, and whatever it minted: those that were not refused before, itself first.
+
+    Unknown ids change nothing.
+    """
+    named = select(token.c.token_id).where(token.c.token_id == token_id).cte("lineage", recursive=True)
+    lineage = named.union(select(token.c.token_id).join(named, token.c.maker == named.c.token_id))
+    fresh = token.c.token_id.in_(select(lineage.c.token_id)) & token.c.revoked_at.is_(None)
+    found = [TokenRecord(*row) for row in tx.execute(select(*_COLUMNS).where(fresh).order_by(token.c.created_at))]
+    tx.execute(update(token).where(fresh).values(revoked_at=timestamp()))
+    return sorted(found, key=lambda one: one.token_id != token_id)
+
+
+def note_uses(tx: Connection, uses: Mapping[str, str], unless_after: str) -> None:
+    """When tokens were used last, by id; those whose last use is known to be after `unless_after` are left alone."""
+    for token_id, used_at in uses.items():
+        is_old = or_(token.c.last_used_at.is_(None), token.c.last_used_at < unless_after)
+        tx.execute(update(token).where((token.c.token_id == token_id) & is_old).values(last_used_at=used_at))
+
+
+def forget(tx: Connection, before: str) -> int:
+    """Take away what was minted over the API and whose time was over before `before`: how many."""
+    is_over = token.c.maker.is_not(None) & (token.c.expires_at < before)
+    return tx.execute(delete(token).where(is_over)).rowcount
 
 
 def count(tx: Connection) -> int:
@@ -40,10 +62,12 @@ def count(tx: Connection) -> int:
     return len(tx.execute(select(token.c.token_id)).all())
 
 
-def add_key(tx: Connection, kid: str, site: str, public_jwk: dict[str, Any]) -> None:
-    """Publish a public key; the same one again is no change."""
-    if tx.execute(select(signing_key.c.kid).where(signing_key.c.kid == kid)).first() is None:
-        tx.execute(insert(signing_key).values(kid=kid, site=site, public_jwk=public_jwk, created_at=timestamp()))
+def publish(tx: Connection, site: str, public_jwks: Sequence[dict[str, Any]]) -> None:
+    """Publish public keys, each with its `kid`; those that are there already stay as they are."""
+    for jwk in public_jwks:
+        if tx.execute(select(signing_key.c.kid).where(signing_key.c.kid == jwk["kid"])).first() is None:
+            tx.execute(insert(signing_key).values(
+                kid=jwk["kid"], site=site, public_jwk=jwk, created_at=timestamp()))
 
 
 def keys(tx: Connection) -> list[dict[str, Any]]:

@@ -28,6 +28,13 @@ IMMUTABLE: dict[Table, frozenset[str]] = {
     }),
     tables.ack: frozenset({"site", "session_id", "device", "server_image_id", "blob_sha256", "acked_at"}),
     tables.signing_key: frozenset({"kid", "public_jwk", "created_at"}),
+    tables.image_receipt: frozenset({"image_id", "site", "receipt", "signed_at"}),
+    tables.token: frozenset({
+        "token_id", "site", "role", "visit_id", "radiology_order_id", "created_by_id", "secret_sha256", "created_at",
+        "maker",
+    }),
+    tables.login_code: frozenset({"code_sha256", "site", "token_id", "expires_at"}),
+    tables.browser: frozenset({"cookie_sha256", "site", "token_id", "expires_at"}),
 }
 
 # May go from NULL to a value, never again.
@@ -38,10 +45,14 @@ WRITE_ONCE: dict[Table, frozenset[str]] = {
     }),
     tables.upload: frozenset({"length_bytes", "finished_at", "blob_sha256"}),
     tables.image: frozenset({"superseded_by"}),
+    tables.token: frozenset({"revoked_at"}),
+    tables.login_code: frozenset({"used_at"}),
+    tables.browser: frozenset({"ended_at"}),
 }
 
 APPEND_ONLY = (tables.audit,)
-NEVER_DELETED = (tables.session, tables.audit, tables.ack, tables.image, tables.signing_key)
+NEVER_DELETED = (
+    tables.session, tables.audit, tables.ack, tables.image, tables.signing_key, tables.image_receipt)
 
 
 def _refuse(name: str, when: str, table: Table, condition: str, why: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 from aiohttp import web
 
+from server.access import ANYBODY, allows
 from server.auth import Principal, principal_of
 from server.errors import RequestError
 from server.event_rows import Event
@@ -45,6 +46,7 @@ class EventHandlers:
         """The route, with and without the trailing slash."""
         return [web.get(path, self.events) for path in ("/api/v1/events", "/api/v1/events/")]
 
+    @allows(*ANYBODY, heeds_scope=True, by_url=True)
     async def events(self, request: web.Request) -> web.StreamResponse:
         """What happens from a place on, or from now on: a stream; JSON where that is accepted, or `after` is given."""
         who, wanted = principal_of(request), _wanted(request)

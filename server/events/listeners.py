@@ -25,6 +25,8 @@ def may_hear(event: Event, who: Principal) -> bool:
     """As for the session or the image itself: of its site; of a token's visit; an uploader of what it brought."""
     if event.site != who.site:
         return False
-    if who.visit_id is not None:
-        return who.visit_id in event.scope.visits
+    if who.is_narrowed:
+        scope = event.scope
+        return (who.visit_id is None or who.visit_id in scope.visits) and (
+            who.radiology_order_id is None or who.radiology_order_id in scope.orders)
     return who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR) or who.name in event.scope.principals

@@ -2,7 +2,8 @@
 
 from aiohttp import web
 
-from server.auth import principal_of
+from server.access import allows
+from server.auth import Role, principal_of
 from server.bodies import json_body
 from server.identifiers import parse_text_id
 from server.orders.described import DESCRIBED
@@ -23,6 +24,7 @@ class OrderHandlers:
         """Every route, with and without the trailing slash."""
         return [route for path in (PATH, f"{PATH}/") for route in (web.put(path, self.put), web.get(path, self.get))]
 
+    @allows(Role.OPERATOR)
     async def put(self, request: web.Request) -> web.Response:
         """Announce or replace."""
         value = await json_body(request)
@@ -30,6 +32,7 @@ class OrderHandlers:
         new, body = await self._service.put(order_id, value, principal_of(request))
         return web.json_response(body, status=201 if new else 200, headers={"Cache-Control": "private, no-cache"})
 
+    @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True)
     async def get(self, request: web.Request) -> web.Response:
         """What is known of the order."""
         order_id = parse_text_id(request.match_info["radiology_order_id"], "radiology_order_id")

@@ -91,7 +91,7 @@ class OrderService:
         """An order and its images' ids. RequestError `not_found`."""
         who.require(Role.VIEWER, Role.UPLOADER)
         record = await self._store.read(lambda tx: orders.find(tx, who.site, order_id.text))
-        if record is None or not who.sees_visit(record.visit_id):
+        if record is None or not who.sees_order(record.radiology_order_id, record.visit_id):
             raise RequestError("not_found", "there is no such order")
         return await self._json(order_id, record)
 

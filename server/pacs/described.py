@@ -4,7 +4,7 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from server.describing import BYTES, TEXT, Answer, Described, Parameter, cached_answer
+from server.describing import BYTES, TEXT, Answer, Described, Parameter, answered, cached_answer
 
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -31,6 +31,13 @@ class Image(TypedDict):
     stored_at: str
     door: str
     links: dict[str, str]
+
+
+class ImageReceipt(TypedDict):
+    """The server's signed word that it holds an image: a compact JWS, and where the keys are that verify it."""
+
+    receipt: str
+    jwks: str
 
 
 class Series(TypedDict):
@@ -107,6 +114,8 @@ DESCRIBED = {
     "rendered": Described(PICTURE, parameters=(
         Parameter("frame", "Counted from 1", NUMBER), Parameter("window", "center,width"), ACCEPT),
         refusals=("not_found", "invalid_field", "render_failed")),
+    "receipt": Described(answered(ImageReceipt), refusals=(
+        "not_found", "invalid_field", "readback_failed", "readback_running")),
     "thumbnail": Described(PICTURE, parameters=(ACCEPT,), refusals=("not_found", "invalid_field", "render_failed")),
     "studies": Described(cached_answer(StudyList), parameters=(
         Parameter("limit", "At most so many, up to 500", NUMBER),

@@ -6,12 +6,14 @@ from typing import Any
 from aiohttp import web
 from sqlalchemy import Connection
 
+from server.access import allows
 from server.auth import Principal, Role, principal_of
 from server.caching import CACHED, cached, cached_json
 from server.errors import RequestError
+from server.identity.signatures import Signed
 from server.pacs.described import DESCRIBED
 from server.pacs.ingest import blob_path
-from server.pacs.presentation import image_json, study_json
+from server.pacs.presentation import Sign, image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window
 from server.reads import Reads
 from storage import instances, jobs, orders, sessions
@@ -20,6 +22,8 @@ from storage.store import Store
 
 THUMBNAIL_PX = 256
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ReceiptOf = Callable[[ImageRecord, Principal, str | None], Awaitable[str]]
+"""The receipt of an image that the principal may see, asked for from that address."""
 
 
 class ImageHandlers:
@@ -28,12 +32,15 @@ class ImageHandlers:
     described = DESCRIBED
 
     def __init__(
-        self, store: Store, renderer: Renderer, reads: Reads, base_url: Callable[[web.Request], str]
+        self, store: Store, renderer: Renderer, reads: Reads, receipt_of: ReceiptOf,
+        base_url: Callable[[web.Request], str], signed: Signed,
     ) -> None:
         self._store = store
         self._renderer = renderer
         self._base_url = base_url
+        self._signed = signed
         self._reads = reads
+        self._receipt_of = receipt_of
 
     def routes(self) -> list[web.RouteDef]:
         """Every route, with and without the trailing slash."""
@@ -41,17 +48,20 @@ class ImageHandlers:
             ("/api/v1/images/{image_id}", self.image), ("/api/v1/images/{image_id}/file", self.file),
             ("/api/v1/images/{image_id}/rendered", self.rendered),
             ("/api/v1/images/{image_id}/thumbnail", self.thumbnail),
+            ("/api/v1/images/{image_id}/receipt", self.receipt),
             ("/api/v1/studies", self.studies), ("/api/v1/studies/{study_instance_uid}", self.study),
             ("/api/v1/forward/deliveries", self.deliveries),
         ]
         return [web.get(path, handler) for name, handler in calls for path in (name, f"{name}/")]
 
+    @allows(Role.VIEWER, Role.UPLOADER, Role.AUDITOR, heeds_scope=True)
     async def image(self, request: web.Request) -> web.Response:
         """The image's facts."""
         image = await self._image(request)
-        base_url = self._base_url(request)
-        return cached_json(request, await self._store.read(lambda tx: image_json(tx, image, base_url)))
+        base_url, sign = self._base_url(request), self._signing(principal_of(request))
+        return cached_json(request, await self._store.read(lambda tx: image_json(tx, image, base_url, sign)))
 
+    @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True)
     async def file(self, request: web.Request) -> web.StreamResponse:
         """The bytes as they were sent; never shown inline by a browser."""
         image = await self._image(request, pixels=True)
@@ -60,15 +70,24 @@ class ImageHandlers:
             **CACHED, "Content-Type": kind, "X-Content-Type-Options": "nosniff",
             "Content-Disposition": f'attachment; filename="image-{image.id}"'})
 
+    @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True, by_url=True)
     async def rendered(self, request: web.Request) -> web.Response:
         """One frame as PNG or JPEG: `?frame=1&window=center,width`, the kind by `Accept` or `?accept=`."""
         image = await self._image(request, pixels=True)
         frame = _number(request.query.get("frame", "1"), "frame")
         return await self._picture(request, image, frame, _window(request.query.get("window")), None)
 
+    @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True, by_url=True)
     async def thumbnail(self, request: web.Request) -> web.Response:
         """The first frame, at most 256 pixels on its longer side."""
         return await self._picture(request, await self._image(request, pixels=True), 1, None, THUMBNAIL_PX)
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        """The server's signed word that it holds the image."""
+        image = await self._image(request)
+        receipt = await self._receipt_of(image, principal_of(request), request.remote)
+        return web.json_response({"receipt": receipt, "jwks": f"{self._base_url(request)}/.well-known/jwks.json"},
+                                 headers={"Cache-Control": "no-store"})
 
     async def _picture(
         self, request: web.Request, image: ImageRecord, frame: int, window: Window | None, size_px: int | None
@@ -89,12 +108,10 @@ class ImageHandlers:
             response.headers["Packhorse-Window"] = f"{picture.window_center:g},{picture.window_width:g}"
         return cached(request, response, tag)
 
+    @allows(Role.VIEWER)
     async def studies(self, request: web.Request) -> web.Response:
         """Studies in order of coming."""
         who = principal_of(request)
-        who.require(Role.VIEWER)
-        if who.visit_id is not None:
-            raise RequestError("forbidden", "a token of one visit sees its images through its orders")
         limit = min(_number(request.query.get("limit", "100"), "limit"), 500)
         after = _number(request.query.get("cursor", "0"), "cursor", least=0)
         rows = await self._store.read(lambda tx: instances.studies(tx, who.site, limit + 1, after))
@@ -106,6 +123,7 @@ class ImageHandlers:
         cursor = str(rows[limit - 1]["id"]) if len(rows) > limit else None
         return cached_json(request, {"results": results, "next_cursor": cursor})
 
+    @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True)
     async def study(self, request: web.Request) -> web.Response:
         """The tree: study, series, images; a token of one visit sees only that visit's images."""
         who = principal_of(request)
@@ -120,7 +138,7 @@ class ImageHandlers:
             for row in series:
                 row["images"] = [image for image in row["images"] if _may_see(tx, image, who)]
             series = [row for row in series if row["images"]]
-            return study_json(tx, study, series, base_url) if series else None
+            return study_json(tx, study, series, base_url, self._signing(who)) if series else None
 
         body = await self._store.read(unit)
         if body is None:
@@ -128,6 +146,7 @@ class ImageHandlers:
         await self._reads.note(who, uid, request.remote)
         return cached_json(request, body)
 
+    @allows(Role.OPERATOR)
     async def deliveries(self, request: web.Request) -> web.Response:
         """What is on its way to the destinations, what arrived there, what waits for a person."""
         who = principal_of(request)
@@ -138,6 +157,9 @@ class ImageHandlers:
             "status": row.state, "attempts": row.attempts, "last_status": row.last_status,
             "last_error": row.last_error, "created_at": row.created_at, "delivered_at": row.delivered_at}
             for row in rows]})
+
+    def _signing(self, who: Principal) -> Sign:
+        return lambda path: self._signed(path, who)
 
     async def _image(self, request: web.Request, *, pixels: bool = False) -> ImageRecord:
         who = principal_of(request)
@@ -156,10 +178,10 @@ class ImageHandlers:
 
 
 def _may_see(tx: Connection, image: ImageRecord, who: Principal) -> bool:
-    """Its site; with a visit's token an order of that visit; an uploader what its own sessions brought."""
-    if who.visit_id is not None:
+    """Its site; with a narrowed token an order that it covers; an uploader what its own sessions brought."""
+    if who.is_narrowed:
         found = (orders.find(tx, who.site, name) for name in orders.of_image(tx, image.id))
-        return any(order is not None and order.visit_id == who.visit_id for order in found)
+        return any(order is not None and who.sees_order(order.radiology_order_id, order.visit_id) for order in found)
     if who.may(Role.VIEWER, Role.AUDITOR):
         return True
     return sessions.brought(tx, image.id, who.name)

@@ -1,5 +1,6 @@
 """Images and studies as JSON (contract §4). Shows only links that exist."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
@@ -7,13 +8,17 @@ from sqlalchemy import Connection
 from storage import orders
 from storage.records import ImageRecord
 
+Sign = Callable[[str], str]
+"""A path as one that proves by itself, for minutes, that it may be read: for `<img>`, which sends no header."""
 
-def image_json(tx: Connection, image: ImageRecord, base_url: str) -> dict[str, Any]:
+
+def image_json(tx: Connection, image: ImageRecord, base_url: str, sign: Sign) -> dict[str, Any]:
     """An image; `size` in bytes, `bytes` says where they are."""
-    root = f"{base_url}/api/v1/images/{image.id}"
-    links = {"self": f"{root}/", "file": f"{root}/file"}
+    path = f"/api/v1/images/{image.id}"
+    root = base_url + path
+    links = {"self": f"{root}/", "file": f"{root}/file", "receipt": f"{root}/receipt"}
     if image.kind == "dicom":
-        links.update(rendered=f"{root}/rendered", thumbnail=f"{root}/thumbnail",
+        links.update(rendered=base_url + sign(f"{path}/rendered"), thumbnail=base_url + sign(f"{path}/thumbnail"),
                      study=f"{base_url}/api/v1/studies/{image.study_instance_uid}/")
     return {
         "id": image.id, "kind": image.kind, "sop_class_uid": image.sop_class_uid,
@@ -26,11 +31,13 @@ def image_json(tx: Connection, image: ImageRecord, base_url: str) -> dict[str, A
     }
 
 
-def study_json(tx: Connection, study: dict[str, Any], series: list[dict[str, Any]], base_url: str) -> dict[str, Any]:
+def study_json(
+    tx: Connection, study: dict[str, Any], series: list[dict[str, Any]], base_url: str, sign: Sign
+) -> dict[str, Any]:
     """A study as a tree: attributes, its series, their images."""
     return {
         "study_instance_uid": study["study_instance_uid"], "attributes": study["attributes"],
         "created_at": study["created_at"],
         "series": [{
             "series_instance_uid": row["series_instance_uid"], "attributes": row["attributes"],
-            "images": [image_json(tx, image, base_url) for image in row["images"]]} for row in series]}
+            "images": [image_json(tx, image, base_url, sign) for image in row["images"]]} for row in series]}

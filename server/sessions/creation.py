@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 from server.auth import Principal, Role
 from server.errors import RequestError
+from server.identifiers import parse_text_id
 from server.sessions import machine
 from server.sessions.moves import move, move_on, note, taking_bytes, walk
 from server.sessions.schema import NewSession, canonical
@@ -39,9 +40,9 @@ class Handed:
 
 def may_see(tx: Connection, record: SessionRecord, who: Principal) -> bool:
     """Whether `who` may know of the session: its site, its visit, and what the role covers (contract §11)."""
-    if record.site != who.site or not who.sees_visit(record.visit_id):
+    if record.site != who.site or not who.sees_order(record.radiology_order_id, record.visit_id):
         return False
-    if who.visit_id is not None or who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR):
+    if who.is_narrowed or who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR):
         return True
     return sessions.is_member(tx, record.session_id, who.name)
 
@@ -73,6 +74,7 @@ def plan(
     for_bytes: bool = False,
 ) -> Created:
     """Like `create`, but a new session is audited only: the caller inserts it, with what else becomes of it."""
+    new = _of_user(new, who)
     visit = _visit(tx, new, who, name_order)
     known = sessions.find(tx, who.site, new.session_id) if new.session_id else None
     if known is not None:
@@ -107,9 +109,23 @@ def _visit(tx: Connection, new: NewSession, who: Principal, name_order: NameOrde
     visit = new.visit_id.text if new.visit_id else None
     if new.radiology_order_id is not None:
         visit = name_order(tx, who.site, new.radiology_order_id.text, visit)
-    if not who.sees_visit(visit):
-        raise RequestError("forbidden", "the token belongs to another visit")
+    if not who.sees_order(new.radiology_order_id.text if new.radiology_order_id else None, visit):
+        raise RequestError("forbidden", "the token belongs to another visit or order")
     return visit
+
+
+def acts_for(who: Principal, new: NewSession) -> bool:
+    """Whether the token may make a session of the user that the creation names."""
+    return who.created_by_id is None or new.created_by_id is None or new.created_by_id.text == who.created_by_id
+
+
+def _of_user(new: NewSession, who: Principal) -> NewSession:
+    """A token that acts for one user makes sessions of that user only."""
+    if who.created_by_id is None:
+        return new
+    if not acts_for(who, new):
+        raise RequestError("forbidden", "the token acts for another user")
+    return replace(new, created_by_id=new.created_by_id or parse_text_id(who.created_by_id, "created_by_id"))
 
 
 def _same_again(

@@ -6,12 +6,14 @@ from typing import Any
 from aiohttp import web
 from sqlalchemy import Connection
 
+from server.access import ANYBODY, allows
 from server.admission import Verdict
-from server.auth import principal_of
+from server.auth import Role, principal_of
 from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.errors import SESSION_FAILURES, RequestError
 from server.identifiers import parse_text_id
+from server.identity.signatures import Signed
 from server.middleware import route_of
 from server.problems import problem_body
 from server.sessions import machine, schema
@@ -27,7 +29,7 @@ RETRYABLE = tuple(code for code, meaning in SESSION_FAILURES.items() if meaning.
 MAX_LIMIT = 500
 
 Complete = Callable[[str, str | None], Awaitable[Verdict | None]]
-DescribeImage = Callable[[Connection, ImageRecord, str], dict[str, Any]]
+DescribeImage = Callable[[Connection, ImageRecord, str, Callable[[str], str]], dict[str, Any]]
 BaseUrl = Callable[[web.Request], str]
 
 
@@ -48,13 +50,14 @@ class SessionHandlers:
 
     def __init__(
         self, store: Store, service: SessionService, complete: Complete, describe_image: DescribeImage,
-        base_url: BaseUrl,
+        base_url: BaseUrl, signed: Signed,
     ) -> None:
         self._store = store
         self._service = service
         self._complete = complete
         self._describe_image = describe_image
         self._base_url = base_url
+        self._signed = signed
 
     def routes(self) -> list[web.RouteDef]:
         """Every route, with and without the trailing slash: never a redirect."""
@@ -74,6 +77,7 @@ class SessionHandlers:
             for root in ROOTS for method, name, handler in calls
             for path in ({f"{root}/{name}", f"{root}/{name}/"} if name else {root, f"{root}/"})]
 
+    @allows(Role.UPLOADER, heeds_scope=True)
     async def create(self, request: web.Request) -> web.Response:
         """`create_session/`."""
         caller = caller_of(request)
@@ -86,6 +90,7 @@ class SessionHandlers:
         response.headers["Location"] = answer["links"]["self"]
         return response
 
+    @allows(Role.UPLOADER, heeds_scope=True)
     async def batch(self, request: web.Request) -> web.Response:
         """`batch/`: each creation is answered for itself, and confirmed when it brings its metadata."""
         caller = caller_of(request)
@@ -103,6 +108,7 @@ class SessionHandlers:
                 results.append({"status": error.status, "problem": problem_body(error)})
         return _answer({"results": results})
 
+    @allows(Role.UPLOADER, heeds_scope=True)
     async def upload_metadata(self, request: web.Request) -> web.Response:
         """`upload_metadata/`."""
         body = parse(schema.UploadMetadata, await json_body(request))
@@ -110,6 +116,7 @@ class SessionHandlers:
             request.match_info["session_id"], body.metadata, caller_of(request))
         return _answer({**await self._json(request, record), "replayed": replayed})
 
+    @allows(Role.UPLOADER, heeds_scope=True)
     async def upload_binary(self, request: web.Request) -> web.Response:
         """`upload_binary/`: hands out the upload; carries no bytes."""
         caller = caller_of(request)
@@ -132,6 +139,7 @@ class SessionHandlers:
             "chunk_size": min(max(chunk_size, least), most), "protocols": ["tus", "rufh"],
             "upload_expires": upload.expires_at}
 
+    @allows(Role.UPLOADER, heeds_scope=True)
     async def acknowledge(self, request: web.Request) -> web.Response:
         """`acknowledge/`: only its 200 permits deletion."""
         caller = caller_of(request)
@@ -141,49 +149,58 @@ class SessionHandlers:
         answer = await self._json(request, record, device=device)
         return _answer({**answer, "replayed": replayed, "receipt": record.receipt})
 
+    @allows(Role.UPLOADER, heeds_scope=True)
     async def retry(self, request: web.Request) -> web.Response:
         """`retry/`."""
         parse(schema.Retry, await json_body(request))
         return _answer(await self._service.retry(request.match_info["session_id"], caller_of(request)))
 
+    @allows(Role.UPLOADER, heeds_scope=True)
     async def cancel(self, request: web.Request) -> web.Response:
         """`cancel/`."""
         body = parse(schema.Cancel, await json_body(request))
         record = await self._service.cancel(request.match_info["session_id"], body, caller_of(request))
         return _answer(await self._json(request, record))
 
+    @allows(Role.UPLOADER, heeds_scope=True)
     async def report_failure(self, request: web.Request) -> web.Response:
         """`report_failure/`."""
         body = parse(schema.ReportFailure, await json_body(request))
         record = await self._service.report_failure(request.match_info["session_id"], body, caller_of(request))
         return _answer(await self._json(request, record))
 
+    @allows(*ANYBODY, heeds_scope=True)
     async def show(self, request: web.Request) -> web.Response:
         """`GET {id}/`; `?device_id=` asks whether that device may delete."""
         device = request.query.get("device_id")
         view = await self._service.view(request.match_info["session_id"], caller_of(request), device)
         return _answer(await self._view_json(request, view))
 
+    @allows(*ANYBODY, heeds_scope=True)
     async def history(self, request: web.Request) -> web.Response:
         """`history/`."""
         rows = await self._service.history(request.match_info["session_id"], caller_of(request))
         return _answer({"results": rows})
 
+    @allows(*ANYBODY, heeds_scope=True)
     async def receipt(self, request: web.Request) -> web.Response:
         """`receipt/`."""
         receipt = await self._service.receipt(request.match_info["session_id"], caller_of(request))
         return _answer({"receipt": receipt, "jwks": f"{self._base_url(request)}/.well-known/jwks.json"})
 
+    @allows(*ANYBODY, heeds_scope=True)
     async def pending(self, request: web.Request) -> web.Response:
         """`pending/`: not finished, or stored and waiting for the ACK."""
         return await self._list(request, statuses=(*machine.ACTIVE, Status.SYNCED))
 
+    @allows(*ANYBODY, heeds_scope=True)
     async def failed(self, request: web.Request) -> web.Response:
         """`failed/`: still retryable; `include_exhausted=true` for all."""
         if request.query.get("include_exhausted") == "true":
             return await self._list(request, statuses=(Status.FAILED,))
         return await self._list(request, statuses=(Status.FAILED,), error_codes=RETRYABLE, retries_left=True)
 
+    @allows(*ANYBODY, heeds_scope=True)
     async def listing(self, request: web.Request) -> web.Response:
         """`GET ./`."""
         query = request.query
@@ -220,8 +237,13 @@ class SessionHandlers:
         base_url = self._base_url(request)
         images = []
         if view.images:
+            who = principal_of(request)
+
+            def sign(path: str) -> str:
+                return self._signed(path, who)
+
             images = await self._store.read(
-                lambda tx: [self._describe_image(tx, image, base_url) for image in view.images])
+                lambda tx: [self._describe_image(tx, image, base_url, sign) for image in view.images])
         return schema.session_json(
             view.record, base_url=base_url, bytes_received=view.bytes_received, images=images, safe=view.safe,
             owner=view.owner, duplicate=duplicate or view.record.duplicate_of is not None)

@@ -140,7 +140,8 @@ class Intake:
             if order is not None and visit not in (None, order.visit_id):
                 return False
             visit = order.visit_id if order is not None else visit
-        return who.sees_visit(visit)
+        order_id = wanted.radiology_order_id.text if wanted.radiology_order_id is not None else None
+        return who.sees_order(order_id, visit) and creation.acts_for(who, wanted)
 
     async def _admit_part(self, new: NewUpload, who: Principal, room_bytes: int | None) -> Admission:
         part = self._spare(None, new, who)

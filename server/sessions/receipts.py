@@ -1,6 +1,10 @@
-"""Receipts: the server's signed word that it holds an image (contract §8). Owns the signing key.
+"""Receipts: the server's signed word that it holds an image (contract §8). Owns the signing keys.
 
 A receipt is a compact JWS (RFC 7515), `alg: Ed25519` (RFC 9864). Any JOSE library verifies it offline.
+
+Facts: each key is a file of its own, never changed, that tells when it was made; the newest signs. A signer looks into
+the folder at every signature, so a new key is taken up at once by every process, without a word between them. Before
+a private key is there to sign with, its public one is a row: no receipt is ever out whose key is not published.
 """
 
 import json
@@ -12,48 +16,96 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, OKPKey
 
-from server.errors import RequestError
+from server.errors import AppError, RequestError
 from server.filing import Inspection
 from storage.records import AuditPosition, ImageRecord, SessionRecord, timestamp
 
 ALGORITHMS = ["Ed25519", "EdDSA"]
 """What verifiers accept; we sign with the first."""
+CREATED_AT = "created_at"
+"""A member of a private key's JWK, which RFC 7517 §4 leaves to us: when it was made."""
 
 
 class Signer:
-    """Signs with the one private key of this server."""
+    """Signs with the newest private key of a folder."""
 
-    def __init__(self, key: OKPKey) -> None:
-        self._key = key
-        self.kid = key.thumbprint()
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._names: frozenset[str] = frozenset()
+        self._newest: OKPKey | None = None
 
-    def public_jwk(self) -> dict[str, Any]:
-        """The public key as a JWK (RFC 8037), with `kid`, `alg` and `use`."""
-        return {**self._key.as_dict(private=False), "kid": self.kid, "alg": "Ed25519", "use": "sig"}
+    @property
+    def kid(self) -> str:
+        """The id of the key that signs now (RFC 7638)."""
+        return self._key().thumbprint()
 
-    def sign(self, claims: dict[str, Any]) -> str:
+    def public_jwks(self) -> list[dict[str, Any]]:
+        """The public key of every private one that is here, the one that signs last."""
+        return [public_jwk(key) for key in _keys(self._directory)]
+
+    def sign(self, claims: dict[str, Any], typ: str = "packhorse-receipt+jws") -> str:
         """`claims` as a compact JWS."""
-        header = {"alg": "Ed25519", "kid": self.kid, "typ": "packhorse-receipt+jws"}
-        return jws.serialize_compact(header, json.dumps(claims, separators=(",", ":")), self._key, ALGORITHMS)
+        key = self._key()
+        header = {"alg": "Ed25519", "kid": key.thumbprint(), "typ": typ}
+        return jws.serialize_compact(header, json.dumps(claims, separators=(",", ":")), key, ALGORITHMS)
+
+    def _key(self) -> OKPKey:
+        names = frozenset(os.listdir(self._directory))  # noqa: PTH208 - a hundredth of what the signature costs
+        if names != self._names:
+            found = _keys(self._directory)
+            self._newest, self._names = found[-1] if found else self._newest, names
+        assert self._newest is not None, "open_signer made one, and what was read stays in memory"
+        return self._newest
+
+
+def public_jwk(key: OKPKey) -> dict[str, Any]:
+    """The public key as a JWK (RFC 8037), with `kid`, `alg` and `use`."""
+    public = {name: value for name, value in key.as_dict(private=False).items() if name != CREATED_AT}
+    return {**public, "kid": key.thumbprint(), "alg": "Ed25519", "use": "sig"}
+
+
+def new_key() -> OKPKey:
+    """A key that tells when it was made."""
+    values = OKPKey.generate_key("Ed25519").as_dict(private=True)
+    return OKPKey.import_key({**values, CREATED_AT: timestamp()})
+
+
+def keep_key(directory: Path, key: OKPKey) -> None:
+    """Put a private key into the folder, 0600 and fsynced; it signs from now on."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kid = key.thumbprint()
+    partial = directory / f".{kid}.partial"
+    descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(key.as_dict(private=True), file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(directory / f"{kid}.json")
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def open_signer(directory: Path) -> Signer:
-    """The signer of a data directory; its key is made, 0600 and fsynced, when there is none."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in sorted(directory.glob("*.json")):
-        return Signer(OKPKey.import_key(json.loads(path.read_text())))
-    signer = Signer(OKPKey.generate_key("Ed25519"))
-    partial = directory / ".new-key"
-    descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(signer._key.as_dict(private=True), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(directory / f"{signer.kid}.json")
-    parent = os.open(directory, os.O_RDONLY)
-    os.fsync(parent)
-    os.close(parent)
-    return signer
+    """The signer of a folder of keys; one is made when there is none. AppError where a key cannot be read."""
+    if not any(directory.glob("*.json")):
+        keep_key(directory, new_key())
+    return Signer(directory)
+
+
+def _keys(directory: Path) -> list[OKPKey]:
+    """The private keys of a folder, the newest last; those of the first releases tell no time."""
+    found = [(_read_key(path), path.name) for path in directory.glob("*.json")]
+    return [key for key, _ in sorted(found, key=lambda one: (str(one[0].as_dict().get(CREATED_AT, "")), one[1]))]
+
+
+def _read_key(path: Path) -> OKPKey:
+    try:
+        return OKPKey.import_key(json.loads(path.read_text()))
+    except (ValueError, JoseError) as error:
+        raise AppError(f"{path} is no signing key: put the right file back, or take it away") from error
 
 
 def session_claims(
@@ -64,6 +116,16 @@ def session_claims(
         "session_id": record.session_id, "site": record.site, "file_sha256": inspection.sha256,
         "dataset_sha256": inspection.dataset_sha256, "size": inspection.size_bytes, "image_id": image.id,
         "sop_instance_uid": image.sop_instance_uid, "stored_at": timestamp(),
+        "audit_seq": position.seq, "audit_hash": position.row_hash,
+    }
+
+
+def image_claims(image: ImageRecord, verified_at: str, position: AuditPosition) -> dict[str, Any]:
+    """What the receipt of an image without a session says; its bytes were read back at `verified_at`."""
+    return {
+        "site": image.site, "file_sha256": image.blob_sha256, "dataset_sha256": image.dataset_sha256,
+        "size": image.size_bytes, "image_id": image.id, "sop_instance_uid": image.sop_instance_uid,
+        "stored_at": image.stored_at, "verified_at": verified_at,
         "audit_seq": position.seq, "audit_hash": position.row_hash,
     }
 

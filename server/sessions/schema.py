@@ -160,7 +160,8 @@ def session_json(
     numeric = record.numeric_ids.split(",")
     ids = {name: present(getattr(record, name), name in numeric) for name in ID_FIELDS}
     root = f"{base_url}/api/v1/upload-sessions/{record.session_id}"
-    says = FOR_PEOPLE[record.status]
+    # "safe to delete" is said to the device that asked and may, while nothing casts doubt on the bytes (contract §8)
+    says = FOR_PEOPLE[Status.SYNCED if record.status is Status.ACK_RECEIVED and not safe else record.status]
     if record.status is Status.BINARY_UPLOADING and record.file_size:
         says += f" {min(100, 100 * bytes_received // record.file_size)} %"
     body: dict[str, Any] = {

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -16,7 +16,6 @@ from server.sessions import creation, machine
 from server.sessions.intake import Intake
 from server.sessions.limits import Limits
 from server.sessions.moves import fail, move, move_on, note, taking_metadata
-from server.sessions.readback import Readback
 from server.sessions.schema import (
     Acknowledge,
     Cancel,
@@ -59,11 +58,23 @@ class View:
     owner: bool
 
 
+class ReadsBack(Protocol):
+    """Verifies stored bytes for those who will rely on them."""
+
+    async def verify(self, site: str, sha256: str, asker: str, asks: str) -> None:
+        """Return once the medium gave the right bytes to a reading that began after `asker` asked.
+
+        `asker` is the same when it asks again; `asks`, on whose behalf it does, goes into the audit.
+        RequestError `readback_failed`; `readback_running`, and the reading goes on.
+        """
+        ...
+
+
 class SessionService:
     """The use cases. Raises RequestError; what moves a status is one unit of work."""
 
     def __init__(
-        self, store: Store, intake: Intake, limits: Limits, readback: Readback, name_order: creation.NameOrder
+        self, store: Store, intake: Intake, limits: Limits, readback: ReadsBack, name_order: creation.NameOrder
     ) -> None:
         self._store = store
         self._intake = intake
@@ -125,13 +136,15 @@ class SessionService:
                                field="checksum_sha256")
         if body.checksum_sha256 is not None and body.checksum_sha256 != record.checksum_sha256:
             raise RequestError("checksum_mismatch", session_id=record.session_id)
-        await self._readback.verify(record.site, record.blob_sha256)
         device = parse_id(body.device_id, "device_id").text if body.device_id is not None else None
         device = device or asking_device(record, caller.who)
+        await self._readback.verify(record.site, record.blob_sha256, f"{record.session_id}/{device}", "acknowledge")
 
         def unit(tx: Connection) -> tuple[SessionRecord, bool]:
             present = self._own(tx, session_id, caller)
             assert present.blob_sha256 is not None, "it is stored"
+            if not _is_sound(tx, present):  # somebody else found damage since
+                raise RequestError("readback_failed", session_id=present.session_id, retry_after_s=60)
             replayed = sessions.acked(tx, present.session_id, device)
             sessions.add_ack(tx, present.site, present.session_id, device, body.server_image_id, present.blob_sha256)
             if present.status is Status.SYNCED:
@@ -200,8 +213,7 @@ class SessionService:
 
         def unit(tx: Connection) -> tuple[UploadRecord | None, list[ImageRecord], bool]:
             image = instances.find(tx, record.site, record.server_image_id) if record.server_image_id else None
-            blob = blob_rows.find(tx, record.site, record.blob_sha256) if record.blob_sha256 else None
-            safe = (record.status is Status.ACK_RECEIVED and blob is not None and blob.alarm is None
+            safe = (record.status is Status.ACK_RECEIVED and _is_sound(tx, record)
                     and sessions.acked(tx, record.session_id, asking))
             return uploads.live(tx, record.session_id), [image] if image else [], safe
 
@@ -230,12 +242,14 @@ class SessionService:
     async def listing(self, caller: Caller, limit: int, **filters: Any) -> list[SessionRecord]:  # see storage.sessions
         """Sessions that `caller` may see, the one changed last first."""
         who = caller.who
-        sees_all = who.visit_id is not None or who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR)
+        sees_all = who.is_narrowed or who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR)
         visit = caller.visit.text if caller.visit else who.visit_id
-        if not who.sees_visit(visit):
+        order_id = filters.pop("radiology_order_id", None) or who.radiology_order_id
+        if not who.sees_order(order_id, visit):
             return []
         return await self._store.read(lambda tx: sessions.listing(
-            tx, who.site, visit_id=visit, principal=None if sees_all else who.name, limit=limit, **filters))
+            tx, who.site, visit_id=visit, radiology_order_id=order_id, principal=None if sees_all else who.name,
+            limit=limit, **filters))
 
     def _seen(self, tx: Connection, session_id: str, caller: Caller) -> SessionRecord:
         record = creation.see(tx, session_id, caller.who)
@@ -267,6 +281,12 @@ class SessionService:
 def asking_device(record: SessionRecord, who: Principal) -> str:
     """The device on whose behalf is asked: the session's own for its maker, else the principal (contract §8)."""
     return record.device_id if record.device_id and record.principal == who.name else who.name
+
+
+def _is_sound(tx: Connection, record: SessionRecord) -> bool:
+    """Whether the session's bytes are stored, and nothing casts doubt on them."""
+    blob = blob_rows.find(tx, record.site, record.blob_sha256) if record.blob_sha256 else None
+    return blob is not None and blob.alarm is None
 
 
 def _once(

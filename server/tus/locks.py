@@ -14,7 +14,6 @@ import asyncio
 import errno
 import hmac
 import os
-import secrets
 import socket
 import struct
 from collections.abc import Callable
@@ -24,11 +23,11 @@ from pathlib import Path
 from typing import Protocol
 
 from server.errors import RequestError
+from server.privacy import secret_at
 
 TAKEOVER_S = 1.0
 LOOK_S = 0.005
 ASK_S = 0.1
-SECRET_BYTES = 32
 CREDENTIALS = struct.Struct("3i")
 """struct ucred (unix(7)): pid, uid, gid of the sender, as the kernel knows them."""
 Stop = Callable[[str], None]
@@ -120,7 +119,7 @@ class MachineLocks:
 
     def __init__(self, namespace: Path) -> None:
         # the path too, for a copy of the folder brings the secret along
-        self._key = hmac.digest(_secret(namespace / "locks.secret"), str(namespace.resolve()).encode(), "sha256")
+        self._key = hmac.digest(secret_at(namespace / "locks.secret"), str(namespace.resolve()).encode(), "sha256")
         self._holders = _Holders()
 
     def _address(self, upload_id: str) -> bytes:
@@ -167,28 +166,6 @@ class MachineLocks:
         self._holders.stopping = True
         for stop in list(self._holders.stops):
             stop("server_shutdown")
-
-
-def _secret(path: Path) -> bytes:
-    """What `path` holds, made at first, whole and for its owner only, whoever else makes it at the same time."""
-    with suppress(FileNotFoundError):
-        return path.read_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(SECRET_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(FileExistsError):
-        path.hardlink_to(partial)
-    partial.unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return path.read_bytes()
 
 
 def _sender(said: list[tuple[int, int, bytes]]) -> int | None:

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
+from server.access import OPEN, Access, declares
 from server.auth import Principal, Role, principal_of
 from server.errors import AppError, RequestError
 from server.middleware import verb_of
@@ -31,6 +32,11 @@ from storage.store import Store
 ACCEPT_PATCH = "Accept-Patch"  # RFC 5789 §3.1
 SAFE_TYPES = frozenset({"application/dicom", "image/png", "image/jpeg", "application/pdf"})
 VERBS = {"/files": ("OPTIONS", "POST"), "/files/{upload_id}": ("OPTIONS", "HEAD", "PATCH", "DELETE", "POST", "GET")}
+ACCESS = {
+    "OPTIONS": OPEN,
+    **dict.fromkeys(("POST", "PATCH", "DELETE"), Access(frozenset({Role.UPLOADER}), heeds_scope=True)),
+    "HEAD": Access(frozenset(Role), heeds_scope=True),
+    "GET": Access(frozenset({Role.VIEWER, Role.UPLOADER}), heeds_scope=True)}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -66,6 +72,7 @@ class FilesResource:
         found += [web.route(verb, "/files/", self.answer, expect_handler=expect_nothing) for verb in VERBS["/files"]]
         return [*found, web.get("/files/{upload_id}", self.answer, allow_head=False)]
 
+    @declares(ACCESS)
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """With Tus-Resumable a request is tus, without it RUFH (contract §5)."""
         is_tus = tus_fields.TUS_RESUMABLE in request.headers
@@ -138,5 +145,5 @@ def _check_may_read(who: Principal, seen: Seen) -> None:
     """RequestError `forbidden`: knowing a hash, and so sharing an upload, gives no access to bytes (contract §6)."""
     who.require(Role.VIEWER, Role.UPLOADER)
     owners = {seen.upload.principal, seen.standing.session.principal if seen.standing.session else None}
-    if who.visit_id is None and who.name not in owners:
+    if not who.is_narrowed and who.name not in owners:
         who.require(Role.VIEWER)

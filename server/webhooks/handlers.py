@@ -4,7 +4,8 @@ from typing import Any
 
 from aiohttp import web
 
-from server.auth import principal_of
+from server.access import allows
+from server.auth import Role, principal_of
 from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.errors import RequestError
@@ -28,6 +29,7 @@ class WebhookHandlers:
                 web.post(root + "/{delivery_id}/resend", self.resend),
                 web.post(root + "/{delivery_id}/resend/", self.resend)]
 
+    @allows(Role.OPERATOR)
     async def listing(self, request: web.Request) -> web.StreamResponse:
         """Deliveries, the newest first."""
         limit = request.query.get("limit", "100")
@@ -37,6 +39,7 @@ class WebhookHandlers:
             principal_of(request), request.query.get("status"), request.query.get("webhook"), int(limit))
         return cached_json(request, {"results": [_json(one) for one in found]})
 
+    @allows(Role.OPERATOR)
     async def resend(self, request: web.Request) -> web.Response:
         """Send one again."""
         body = parse(Resend, await json_body(request))

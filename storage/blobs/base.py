@@ -8,6 +8,9 @@ from typing import Protocol, runtime_checkable
 
 from storage.records import Sha256
 
+OnRead = Callable[[int], None]
+"""Told how many bytes were just read."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlobKey:
@@ -48,6 +51,7 @@ class Piece:
 class Sealed:
     """What sealing gave: the key, digest and size; `existed` when the same bytes were there already.
 
+    `looked_at`: when its address was looked at, or taken: alarms of before are answered, later ones are not.
     `head`: the first bytes of the content, where they were at hand, at least HEAD_BYTES unless it is shorter.
     """
 
@@ -56,6 +60,7 @@ class Sealed:
     size_bytes: int
     existed: bool
     head: bytes | None = None
+    looked_at: str = ""
 
 
 HEAD_BYTES = 256
@@ -102,8 +107,11 @@ class BlobStore(Protocol):
         """The bytes, or those of `span`, in chunks of at most 1 MiB."""
         ...
 
-    async def digest(self, key: BlobKey) -> Sha256:
-        """SHA-256 of the bytes as the medium gives them, past the page cache where that can be done."""
+    async def digest(self, key: BlobKey, on_read: OnRead | None = None) -> Sha256:
+        """SHA-256 of the bytes as the medium gives them, past the page cache where that can be done.
+
+        `on_read` hears of each piece in the thread that reads it, and may wait; what it raises ends the reading.
+        """
         ...
 
     async def delete(self, key: BlobKey) -> None:
@@ -166,13 +174,21 @@ class Lists(Protocol):
         """Every key of an area, in no order."""
         ...
 
+    def sizes(self, area: str) -> AsyncIterator[tuple[BlobKey, int]]:
+        """Like `keys`, each with its size in bytes."""
+        ...
+
 
 @runtime_checkable
 class Ages(Protocol):
-    """A store that knows how long its bytes have been as they are."""
+    """A store that knows how long its bytes have been as they are, and can let that time begin anew."""
 
     async def age_s(self, key: BlobKey) -> float:
         """Seconds since `key` was written or sealed last; 0 when it is not there."""
+        ...
+
+    async def renew(self, key: BlobKey) -> None:
+        """Let the age of `key` begin now; a key that is not there is no error."""
         ...
 
 
@@ -187,8 +203,11 @@ class Withdraws(Protocol):
         """Whether the bytes are at their address."""
         ...
 
-    def withdraw(self, key: BlobKey, older_than_s: float) -> BlobKey | None:
-        """Move sealed bytes of at least that age among the staged ones; gives their new key, None if it did not."""
+    def withdraw(self, key: BlobKey, older_than_s: float, not_before_s: float = 0.0) -> BlobKey | None:
+        """Move sealed bytes of at least that age among the staged ones; gives their new key, None if it did not.
+
+        Those that were there before `not_before_s`, in seconds of the epoch, stay.
+        """
         ...
 
 

@@ -5,7 +5,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
-from storage.blobs.base import BlobKey
+from storage.blobs.base import BlobKey, OnRead
 from storage.blobs.medium import READ_BYTES
 from storage.records import Sha256
 
@@ -37,7 +37,7 @@ class RunningDigests:
                 self._known.popitem(last=False)
 
 
-def digest_of(path: Path | str, *, from_medium: bool) -> tuple[Sha256, int]:
+def digest_of(path: Path | str, *, from_medium: bool, on_read: OnRead | None = None) -> tuple[Sha256, int]:
     """The digest and size of a file; `from_medium` asks the page cache to let it go first."""
     digest, size = hashlib.sha256(), 0
     with Path(path).open("rb", buffering=0) as file:
@@ -47,4 +47,6 @@ def digest_of(path: Path | str, *, from_medium: bool) -> tuple[Sha256, int]:
         while count := file.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
             size += count
+            if on_read is not None:
+                on_read(count)
     return Sha256(digest.hexdigest()), size

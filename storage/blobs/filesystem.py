@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from storage.blobs.base import HEAD_BYTES, BlobKey, Piece, Sealed, Source, Span, sealed, staging
+from storage.blobs import listing
+from storage.blobs.base import HEAD_BYTES, BlobKey, OnRead, Piece, Sealed, Source, Span, sealed, staging
 from storage.blobs.batches import batches
 from storage.blobs.digests import RunningDigests, digest_of
 from storage.blobs.layout import Layout
@@ -31,7 +32,7 @@ from storage.blobs.medium import (
 from storage.blobs.pipeline import BLOCK_BYTES, Buffers, Pipeline
 from storage.blobs.threads import in_thread, shielded
 from storage.errors import DigestMismatch, NoSpace, OffsetMismatch
-from storage.records import Sha256
+from storage.records import Sha256, timestamp
 
 RECEIVERS = 128
 """Bodies that flow past the loop at once: each holds three threads meanwhile, none while it waits for its sender."""
@@ -199,11 +200,11 @@ class FilesystemBlobs:
             sync_file(descriptor)
         finally:
             os.close(descriptor)
-        final = sealed(key.site, digest)
+        final, looked_at = sealed(key.site, digest), timestamp()
         self._layout.make_fan(final.site)
         existed = link(source, self._layout.name(final), digest)
         head = last.content[:HEAD_BYTES] if last is not None and last.offset == 0 else None
-        return Sealed(final, digest, size, existed, head)
+        return Sealed(final, digest, size, existed, head, looked_at)
 
     async def read(self, key: BlobKey, span: Span | None = None) -> AsyncIterator[bytes]:
         """Read 1 MiB at a time in a thread."""
@@ -220,9 +221,9 @@ class FilesystemBlobs:
         finally:
             file.close()
 
-    async def digest(self, key: BlobKey) -> Sha256:
+    async def digest(self, key: BlobKey, on_read: OnRead | None = None) -> Sha256:
         """SHA-256 after the page cache was asked to let the file go."""
-        return (await in_thread(lambda: digest_of(self.path(key), from_medium=True)))[0]
+        return (await in_thread(lambda: digest_of(self.path(key), from_medium=True, on_read=on_read)))[0]
 
     async def truncate(self, key: BlobKey, size_bytes: int) -> None:
         """Cut the file and fsync it."""
@@ -266,16 +267,26 @@ class FilesystemBlobs:
 
         return await in_thread(work)
 
+    async def renew(self, key: BlobKey) -> None:
+        """By a change of the inode, which leaves the bytes alone."""
+
+        def work() -> None:
+            with suppress(FileNotFoundError):
+                os.utime(self.path(key))
+
+        await in_thread(work)
+
     def holds(self, key: BlobKey) -> bool:
         """Whether the file is there."""
         return os.path.exists(self._layout.name(key))  # noqa: PTH110 - see Layout.name
 
-    def withdraw(self, key: BlobKey, older_than_s: float) -> BlobKey | None:
+    def withdraw(self, key: BlobKey, older_than_s: float, not_before_s: float = 0.0) -> BlobKey | None:
         """One rename: freeing the blocks of a long file takes too long for a transaction."""
         aside = staging(key.site, f"{key.name}.withdrawn")
         with storage_errors():
             try:
-                if time.time() - self.path(key).stat().st_ctime < older_than_s:
+                changed_s = self.path(key).stat().st_ctime
+                if time.time() - changed_s < older_than_s or changed_s < not_before_s:
                     return None
                 self._layout.make_staging(key.site)
                 self.path(key).rename(self.path(aside))
@@ -283,12 +294,10 @@ class FilesystemBlobs:
                 return None
         return aside
 
-    async def keys(self, area: str) -> AsyncIterator[BlobKey]:
-        """Every file of an area, a directory at a time: there may be millions."""
-        base = self._layout.root / area
-        pattern = "site-*/*" if area == "sealed" else "site-*"
-        for folder in await in_thread(lambda: sorted(base.glob(pattern))):
-            site = folder.relative_to(base).parts[0].removeprefix("site-")
-            for name in await in_thread(lambda folder=folder: sorted(os.listdir(folder))):  # type: ignore[misc]  # noqa: PTH208
-                if not name.startswith("."):
-                    yield BlobKey(area, site, name)
+    def keys(self, area: str) -> AsyncIterator[BlobKey]:
+        """See listing.py."""
+        return listing.keys(self._layout.root, area)
+
+    def sizes(self, area: str) -> AsyncIterator[tuple[BlobKey, int]]:
+        """See listing.py."""
+        return listing.sizes(self._layout.root, area)

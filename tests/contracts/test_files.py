@@ -12,7 +12,7 @@ from server.errors import SessionFailure
 from server.filing import Filed, Files, Origin
 from server.pacs.ingest import Ingester
 from server.pacs.render import Renderer
-from storage import blob_rows, instances, jobs, orders
+from storage import instances, jobs, orders
 from storage.blobs.base import Sealed, staging
 from storage.records import Door
 from storage.store import Store
@@ -43,7 +43,7 @@ async def bring(store: Store, files: Files, content: bytes, origin: Origin = ORI
     inspection = await files.inspect(blob.sha256, blob.size_bytes, origin)
 
     def unit(tx: Connection) -> Filed:
-        blob_rows.add(tx, origin.site, blob.sha256, blob.size_bytes)
+        store.keep(tx, blob)
         return files.file(tx, inspection, origin)
 
     return await store.write(unit)

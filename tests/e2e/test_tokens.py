@@ -29,7 +29,7 @@ def test_the_list_tells_everything_but_the_secret(tmp_path: Path) -> None:
         _, token_id, secret = token.split("_", 2)
         assert token_id in lines and secret not in told.stdout
     assert lines[full.split("_")[1]].split()[1:4] == ["uploader", "north", "77"]
-    assert lines[full.split("_")[1]].endswith("tablet 7") and lines[plain.split("_")[1]].split()[5:] == ["-", "-", "-"]
+    assert lines[full.split("_")[1]].endswith("tablet 7") and lines[plain.split("_")[1]].split()[8:] == ["-"] * 4
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])

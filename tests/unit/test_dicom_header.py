@@ -3,6 +3,7 @@
 import random
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pydicom
@@ -111,10 +112,10 @@ def test_a_mutated_file_is_read_or_refused_never_worse(tmp_path: Path, seed: int
         content[dice.randrange(128, len(content))] = dice.randrange(256)
     if dice.random() < 0.3:
         del content[dice.randrange(len(content)) :]
-    try:
-        read_header(write(tmp_path / "m.dcm", bytes(content)), HeaderLimits(max_time_s=5))
-    except (NotDicom, DicomRejected):
-        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom complains of character sets that it does not know
+        with suppress(NotDicom, DicomRejected):
+            read_header(write(tmp_path / "m.dcm", bytes(content)), HeaderLimits(max_time_s=5))
 
 
 def test_zeros_after_the_last_element_are_padding(tmp_path: Path) -> None:

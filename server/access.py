@@ -1,0 +1,74 @@
+"""What each route asks of its caller: declared on its handler, heeded by the gate, compared with docs/api.md.
+
+A route that declares nothing is for admins only, and a test names it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aiohttp.web import UrlMappingMatchInfo
+
+from server.auth import Role
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
+DECLARED = "declared_access"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may call: any of `roles`, or anybody where it is `open`.
+
+    `heeds_scope`: the handler looks at the visit and order of its caller, so a narrowed token may call. `by_url`:
+    a signed URL is proof enough.
+    """
+
+    roles: frozenset[Role] = frozenset()
+    open: bool = False
+    heeds_scope: bool = False
+    by_url: bool = False
+
+
+ANYBODY = tuple(Role)
+OPEN = Access(open=True)
+NOTHING_THERE = Access(frozenset(Role), heeds_scope=True)
+"""What is asked where no route fits: the answer, 404 or 405, is for those who have a token."""
+UNDECLARED = Access(frozenset({Role.ADMIN}))
+Declared = Access | Mapping[str, Access]
+"""One for every verb, or one for each where they share a handler."""
+
+
+def allows(*roles: Role, heeds_scope: bool = False, by_url: bool = False) -> Callable[[Decorated], Decorated]:
+    """Declare on a handler that callers need one of `roles`."""
+    return declares(Access(frozenset(roles), heeds_scope=heeds_scope, by_url=by_url))
+
+
+def is_open(handler: Decorated) -> Decorated:
+    """Declare on a handler that anybody may call, without a token."""
+    return declares(OPEN)(handler)
+
+
+def declares(access: Declared) -> Callable[[Decorated], Decorated]:
+    """Declare `access` on a handler."""
+
+    def mark(handler: Decorated) -> Decorated:
+        setattr(handler, DECLARED, access)
+        return handler
+
+    return mark
+
+
+def declared_by(handler: object) -> Declared | None:
+    """What a route's handler declares, None where it declares nothing."""
+    found: Declared | None = getattr(handler, DECLARED, None)
+    return found
+
+
+def access_of(found: UrlMappingMatchInfo, verb: str) -> Access:
+    """What the route that was found asks of who calls `verb`."""
+    if found.http_exception is not None:
+        return NOTHING_THERE
+    declared = declared_by(found.handler)
+    if declared is None:
+        return UNDECLARED
+    return declared if isinstance(declared, Access) else declared.get(verb, NOTHING_THERE)

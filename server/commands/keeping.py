@@ -1,0 +1,109 @@
+"""`packhorse backup`, `restore`, `rebuild-index`, and what `fsck --repair` does: for people, with how far it is."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server import config
+from server.app import VERSION
+from server.commands.terminal import ConfigOption, errors, make_private, out, with_store
+from server.errors import ConfigurationError
+from server.keeping.backup import Backup
+from server.keeping.blobs import Carried
+from server.keeping.manifest import KEYS, Manifest
+from server.keeping.rebuild import DAMAGED, Rebuilt
+from server.keeping.restore import restore as bring_back
+from server.lifecycle import sole_server
+from server.pacs.render import Renderer
+from server.services import rebuilder_of
+from storage.store import Store
+
+TELL_S = 5.0
+SHOWN = 20
+
+
+class _Progress:
+    """Tells how far it is, now and then, on stderr."""
+
+    def __init__(self) -> None:
+        self._told_s = time.monotonic()
+
+    def carried(self, sofar: Carried) -> None:
+        """So many blobs are there."""
+        self._tell(f"{sofar.blobs} blobs, {sofar.bytes} bytes")
+
+    def rebuilt(self, sofar: Rebuilt) -> None:
+        """So many blobs were looked at."""
+        self._tell(f"{sofar.seen} blobs, {sofar.images} images")
+
+    def _tell(self, text: str) -> None:
+        if time.monotonic() - self._told_s >= TELL_S:
+            self._told_s = time.monotonic()
+            errors.print(f"… {text}")
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="A new folder, or one that holds a backup of before.")],
+    config_file: ConfigOption = None,
+    link: Annotated[bool, typer.Option("--link", help="Hard links instead of copies, on the same disk.")] = False,
+) -> None:
+    """Back up database, blobs and keys, also while the server runs."""
+    settings = config.load(config_file)
+
+    async def work(store: Store) -> Manifest:
+        keeper = Backup(store, settings.database_path, settings.blobs_path, settings.data_path / KEYS, VERSION)
+        return await keeper.make(target, _Progress().carried, link=link)
+
+    made = with_store(settings, work)
+    out.print(f"{target}: the state of {made.made_at}, {made.blobs} blobs, {made.blob_bytes} bytes, "
+              f"{len(made.keys)} keys, {made.audit_seq} audit rows")
+    _tell_lacking(made.lacking, "is damaged or gone here, and not in the backup: run packhorse fsck")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(help="The folder of a backup.")],
+    config_file: ConfigOption = None,
+) -> None:
+    """Restore a backup into an empty data folder."""
+    settings = config.load(config_file)
+    config.check_places(settings)
+    with sole_server(settings.data_path):
+        made, carried = bring_back(source, settings.database_path, settings.blobs_path, _Progress().carried)
+    make_private(settings)
+    out.print(f"{settings.data_path}: the state of {made.made_at}, {carried.blobs} blobs, {carried.bytes} bytes")
+    out.print("now run: packhorse fsck, packhorse audit verify; then start the server")
+    _tell_lacking(tuple(carried.lacking), "is not in the backup, or damaged there: run packhorse fsck --repair")
+
+
+def _tell_lacking(lacking: tuple[str, ...], what: str) -> None:
+    """Exit 1 where something is lacking."""
+    for name in lacking[:SHOWN]:
+        errors.print(f"the blob {name} {what}")
+    if len(lacking) > SHOWN:
+        errors.print(f"and {len(lacking) - SHOWN} more")
+    if lacking:
+        raise typer.Exit(1)
+
+
+def rebuild_index(config_file: ConfigOption = None) -> None:
+    """Make studies, series and images anew from the blobs, in a fresh database: where no backup is left."""
+    settings = config.load(config_file)
+    if not settings.blobs_path.is_dir():
+        raise ConfigurationError(f"storage.blobs: there are no blobs in {settings.blobs_path}")
+    with sole_server(settings.data_path):
+        done = with_store(settings, _rebuild, makes=True)
+    out.print(f"{done.seen} blobs: {done.images} images made, {done.known} known before")
+    for outcome, count in sorted(done.others.items()):
+        out.print(f"{outcome}: {count}")
+    raise typer.Exit(1 if DAMAGED in done.others else 0)
+
+
+async def _rebuild(store: Store) -> Rebuilt:
+    renderer, progress = Renderer(), _Progress()
+    rebuilder = rebuilder_of(store, renderer)
+    try:
+        return await rebuilder.run(progress.rebuilt)
+    finally:
+        await renderer.close()

@@ -1,0 +1,1 @@
+"""How others get in: tokens that an EMR mints for its browsers, one-time codes, logging in and out."""

@@ -1,0 +1,87 @@
+"""The gate before every route: takes what a request proves, and lets in whom the route's declaration allows.
+
+What counts is, in this order: an Authorization header; a URL's signature, where the route takes one; a cookie.
+"""
+
+from dataclasses import replace
+
+from aiohttp import hdrs, web
+
+from server.access import Access, access_of
+from server.auth import PRINCIPAL, Principal
+from server.errors import RequestError
+from server.identity import cookies
+from server.identity.authenticator import Authenticator, Bearer
+from server.identity.signatures import PARAMETER
+from server.middleware import Handler, verb_of
+from server.problems import problem
+
+NOTED = frozenset({"unauthorized", "csrf_refused", "too_many_attempts"})
+
+
+class Gate:
+    """A middleware that puts the Principal on the request."""
+
+    def __init__(self, authenticator: Authenticator, base_url: cookies.BaseUrl) -> None:
+        self._authenticator = authenticator
+        self._base_url = base_url
+
+    @web.middleware
+    async def pass_through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let in who may; RequestError `unauthorized`, `forbidden`, `csrf_refused`, `too_many_attempts`."""
+        verb = verb_of(request)
+        access = access_of(request.match_info, verb)
+        # OPTIONS is asked before a token is at hand: CORS preflights, tus discovery (contract §5)
+        if access.open or verb == "OPTIONS":
+            return await handler(request)
+        try:
+            bearer = await self._proof(request, verb, access)
+            if bearer.expired and not tolerates_expiry(request):
+                raise RequestError("unauthorized", "the token has expired")
+        except RequestError as refusal:
+            if refusal.code in NOTED:
+                await self._authenticator.note_refusal(request.remote, refusal.detail)
+            if refusal.code == "too_many_attempts" and request.path.startswith("/files"):
+                return problem(refusal, status=503)  # tus clients give up on other 4xx (contract §5)
+            raise
+        who = replace(bearer.principal, expired=True) if bearer.expired else bearer.principal
+        check(access, who)
+        request[PRINCIPAL] = who
+        return await handler(request)
+
+    async def still_lets_in(self, request: web.Request) -> bool:
+        """Whether who was let in still would be: for an answer that goes on for long."""
+        access = access_of(request.match_info, verb_of(request))
+        try:
+            bearer = await self._proof(request, verb_of(request), access)
+            check(access, bearer.principal)
+        except RequestError:
+            return False
+        return not bearer.expired
+
+    async def _proof(self, request: web.Request, verb: str, access: Access) -> Bearer:
+        authorization = request.headers.get(hdrs.AUTHORIZATION)
+        if authorization is None and not self._authenticator.lets_everybody_in:
+            if access.by_url and verb in cookies.SAFE and PARAMETER in request.query:
+                return self._authenticator.of_url(request.path, request.query[PARAMETER], request.remote)
+            base_url = self._base_url(request)
+            cookie = cookies.cookie_of(request, base_url) if hdrs.COOKIE in request.headers else None
+            if cookie is not None:
+                cookies.check_own_page(request, base_url)
+                if not {verb, request.method} <= cookies.SAFE:
+                    cookies.check_intent(request, base_url, cookie)
+                return self._authenticator.of_browser(cookie, request.remote)
+        return await self._authenticator.identify(authorization, request.remote)
+
+
+def check(access: Access, who: Principal) -> None:
+    """RequestError `forbidden` unless the declaration allows the caller."""
+    if not who.may(*access.roles):
+        who.require(*sorted(access.roles))
+    if who.is_narrowed and not access.heeds_scope:
+        raise RequestError("forbidden", "a token of one visit or one order may not call this")
+
+
+def tolerates_expiry(request: web.Request) -> bool:
+    """HEAD of an upload by its owner is answered with an expired but genuine token (contract §5)."""
+    return verb_of(request) == "HEAD" and request.path.startswith("/files/")

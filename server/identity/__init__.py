@@ -1,0 +1,1 @@
+"""How callers prove who they are: tokens, an issuer's JWTs, cookies, signed URLs."""

@@ -1,0 +1,1 @@
+"""What keeps a store: backup and restore, repair, the index made anew, and what a doctor finds."""

@@ -1,0 +1,128 @@
+"""Makes a backup beside a running server: first the database, at one moment, then the blobs that it names, then keys.
+
+Facts: sealed bytes get their row after they lie at their address, so what the database of one moment names was there
+then; and clean-up, the only one that takes sealed bytes away, pauses meanwhile. The pause is pushed on while copying
+goes on, and ends by itself. The manifest comes last and switches from the backup before to this one in one rename.
+Bytes that are still being staged belong to nobody yet, and are not copied: their senders go on from 0.
+"""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from server.errors import AppError
+from server.keeping import manifest
+from server.keeping.blobs import Carried, Told, carry
+from server.keeping.manifest import BLOBS, FORMAT, KEYS, Manifest, NoBackup
+from storage import audit, inventory, pauses
+from storage.backends import copy_database, reading, revisions
+from storage.blobs.copying import copy_file
+from storage.blobs.medium import make_directory, sync_directory
+from storage.records import DEFAULT_SITE, AuditEntry, timestamp
+from storage.store import Store
+
+PUSHED_S = 120.0
+ACTOR = "command line"
+PREFIX = "database-"
+
+
+class Backup:
+    """Backs one data folder up; `version` is the program's."""
+
+    def __init__(self, store: Store, database: Path, blobs: Path, keys: Path, version: str) -> None:
+        self._store = store
+        self._database = database
+        self._blobs = blobs
+        self._keys = keys
+        self._version = version
+
+    async def make(self, target: Path, told: Told, *, link: bool = False) -> Manifest:
+        """A backup in `target`: a new folder, or one with an earlier backup, of which only what is new is copied.
+
+        AppError where the folder holds something else, or another backup is being made in it.
+        """
+        _check_target(target, self._blobs)
+        make_directory(target)
+        with _alone(target):
+            await self._store.write(self._begin)
+            async with asyncio.TaskGroup() as group:
+                pushing = group.create_task(self._push_on())
+                try:
+                    made = await asyncio.to_thread(self._copy, target, told, link)
+                finally:
+                    pushing.cancel()
+            outcome = "incomplete" if made.lacking else "ok"
+            entry = AuditEntry(DEFAULT_SITE, "backup.made", ACTOR, outcome=outcome, detail={
+                "made_at": made.made_at, "audit_seq": made.audit_seq, "blobs": made.blobs, "bytes": made.blob_bytes,
+                "lacking": len(made.lacking), "database_sha256": made.database.sha256})
+            await self._store.write(lambda tx: audit.append(tx, entry))
+        return made
+
+    def _begin(self, tx: Connection) -> None:
+        pauses.pause_cleanup(tx)
+        audit.append(tx, AuditEntry(DEFAULT_SITE, "backup.begun", ACTOR))
+
+    async def _push_on(self) -> None:
+        while True:
+            await asyncio.sleep(PUSHED_S)
+            await self._store.write(pauses.pause_cleanup)
+
+    def _copy(self, target: Path, told: Told, link: bool) -> Manifest:
+        made_at = timestamp()
+        database = target / f"{PREFIX}{made_at.translate(dict.fromkeys(map(ord, '-:.')))}.db"
+        copy_database(self._database, database)
+        with reading(database) as tx:
+            audit_seq, audit_hash = inventory.audit_head(tx)
+            carried: Carried = carry(inventory.sealed_blobs(tx), self._blobs, target / BLOBS, told, link=link)
+        keys = self._copy_keys(target)
+        revision, _ = revisions(database)
+        made = Manifest(
+            FORMAT, self._version, made_at, revision or "", audit_seq, audit_hash, manifest.file_of(target, database),
+            keys, carried.blobs, carried.bytes, tuple(carried.lacking))
+        made.write(target)
+        for older in target.glob(f"{PREFIX}*"):
+            if older != database:
+                older.unlink()
+        return made
+
+    def _copy_keys(self, target: Path) -> tuple[manifest.File, ...]:
+        make_directory(target / KEYS)
+        kept = []
+        for path in sorted(self._keys.glob("*.json")):
+            copy_file(path, target / KEYS / path.name)
+            kept.append(manifest.file_of(target, target / KEYS / path.name))
+        sync_directory(target / KEYS)
+        return tuple(kept)
+
+
+def _check_target(target: Path, blobs: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise AppError(f"{target} is a file, where a folder is needed")
+    if blobs.resolve() in (target.resolve(), *target.resolve().parents):
+        raise AppError(f"{target} lies among the blobs that are to be copied: choose a folder elsewhere")
+    if target.exists():
+        ours = {manifest.NAME, f".{manifest.NAME}", KEYS, BLOBS, "lost+found"}
+        strange = sorted(one.name for one in target.iterdir()
+                         if one.name not in ours and not one.name.startswith(PREFIX))
+        if strange:
+            raise NoBackup(f"{target} holds {strange[0]}, which is of no backup: choose an empty folder, or one that "
+                           "holds a backup already")
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """One backup at a time in a folder; the lock goes with its process."""
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AppError(f"another backup is being made in {target}") from None
+        yield
+    finally:
+        os.close(descriptor)

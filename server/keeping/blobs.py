@@ -1,0 +1,69 @@
+"""Carries the blobs that a database names from one folder of blobs to another. Takes none away, reads no content."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.blobs.base import sealed
+from storage.blobs.copying import copy_file, link_file, size_of
+from storage.blobs.layout import Layout
+from storage.blobs.medium import sync_directory
+from storage.errors import DigestMismatch, NotFound
+from storage.inventory import KeptBlob
+from storage.records import Sha256
+
+TOLD_EVERY = 500
+Told = Callable[["Carried"], None]
+"""Hears how far it is."""
+
+
+@dataclass(slots=True)
+class Carried:
+    """How far it is: blobs and bytes that are there now, how many of them were copied, and those that could not be."""
+
+    blobs: int = 0
+    bytes: int = 0
+    copied: int = 0
+    lacking: list[str] = field(default_factory=list)
+
+
+def carry(named: Iterable[KeptBlob], source: Path, target: Path, told: Told, *, link: bool = False) -> Carried:
+    """Bring every blob of `named` to `target`, verified: by its SHA-256 where it is copied, by its size where it is
+    linked or there already. What is damaged or gone is listed, and the rest goes on. NoSpace, StorageIO.
+    """
+    sources, targets, carried = Layout(source), Layout(target), Carried()
+    touched: set[Path] = set()
+    for one in named:
+        key = sealed(one.site, one.sha256)
+        targets.make_fan(one.site)
+        path = Path(targets.name(key))
+        if size_of(path) != one.size_bytes:
+            path.unlink(missing_ok=True)
+            if not _bring(Path(sources.name(key)), path, one, link):
+                carried.lacking.append(f"{one.site}/{one.sha256}")
+                continue
+            touched.add(path.parent)
+            carried.copied += 1
+        carried.blobs += 1
+        carried.bytes += one.size_bytes
+        if carried.blobs % TOLD_EVERY == 0:
+            told(carried)
+    for folder in touched:
+        sync_directory(folder)
+    told(carried)
+    return carried
+
+
+def _bring(source: Path, target: Path, one: KeptBlob, link: bool) -> bool:
+    """Whether the blob lies at `target` now, as it should be."""
+    try:
+        if link:
+            linked = link_file(source, target)
+            if linked is not None:
+                if linked.size_bytes != one.size_bytes:
+                    target.unlink()
+                    return False
+                return True
+        return copy_file(source, target, Sha256(one.sha256)).size_bytes == one.size_bytes
+    except (NotFound, DigestMismatch):
+        return False

@@ -1,0 +1,100 @@
+"""The manifest of a backup: what it holds, and by which digests that is told. Copies nothing.
+
+A backup is a folder: `manifest.json`, the database that it names, `keys/`, and `blobs/`, laid out as the server's own.
+The blobs are listed by that database, which the manifest names by its SHA-256; and each is named by its own.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from server.errors import AppError
+from storage.blobs.digests import digest_of
+from storage.blobs.medium import sync_directory, sync_file
+
+NAME = "manifest.json"
+KEYS, BLOBS = "keys", "blobs"
+FORMAT = 1
+
+
+class NoBackup(AppError):
+    """The folder is no backup, or not a whole one; the message says why."""
+
+    code = "no_backup"
+    title = "This is no backup"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a backup, by its path in it."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup holds. `lacking`: blobs that its database names and that were damaged or gone when it was made."""
+
+    format: int
+    version: str
+    made_at: str
+    revision: str
+    audit_seq: int
+    audit_hash: str | None
+    database: File
+    keys: tuple[File, ...]
+    blobs: int
+    blob_bytes: int
+    lacking: tuple[str, ...]
+
+    def write(self, folder: Path) -> None:
+        """Put it into `folder`, whole and durable: from then on the backup is the one that it tells of."""
+        partial = folder / f".{NAME}"
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.flush()
+            sync_file(file.fileno())
+        partial.replace(folder / NAME)
+        sync_directory(folder)
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of `folder`. NoBackup."""
+    path = folder / NAME
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NoBackup(f"{folder} holds no {NAME}: it is no backup, or one that never came to its end") from None
+    except (OSError, ValueError) as error:
+        raise NoBackup(f"{path} cannot be read: {error}") from error
+    try:
+        if values["format"] != FORMAT:
+            raise NoBackup(f"{path} is of format {values['format']}, which this version does not know")
+        return Manifest(**{
+            **values, "database": File(**values["database"]), "lacking": tuple(values["lacking"]),
+            "keys": tuple(File(**one) for one in values["keys"])})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise NoBackup(f"{path} is no manifest of a backup") from error
+
+
+def check(folder: Path, manifest: Manifest) -> None:
+    """Whether the files that the manifest names are what it says. NoBackup."""
+    for one in (manifest.database, *manifest.keys):
+        path = folder / one.path
+        if Path(one.path).is_absolute() or ".." in Path(one.path).parts:
+            raise NoBackup(f"{NAME} names {one.path}, which is outside of the backup")
+        if not path.is_file():
+            raise NoBackup(f"{path} is gone")
+        if digest_of(path, from_medium=False)[0] != one.sha256:
+            raise NoBackup(f"{path} is not the file that {NAME} names: it was changed, or damaged")
+
+
+def file_of(folder: Path, path: Path) -> File:
+    """What the manifest says of a file in `folder`."""
+    sha256, size_bytes = digest_of(path, from_medium=False)
+    return File(str(path.relative_to(folder)), sha256, size_bytes)

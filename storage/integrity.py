@@ -1,0 +1,115 @@
+"""Units of work on what is known of stored bytes: when they were read, whether they are doubted, who waits for a read.
+
+An alarm opens when a full reading finds other bytes than were stored. It closes when a later one finds the right bytes,
+or when the same bytes are sealed anew; each is an audit row that names the blob's images and sessions. Touches no byte.
+"""
+
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from storage import audit
+from storage.records import AuditEntry, BlobRecord, timestamp
+from storage.tables import blob, image, readback_wait, session
+
+ALARM, REPAIRED = "integrity.alarm", "integrity.repaired"
+MOST_NAMED = 100
+"""Of a blob's images and of its sessions, in an audit row."""
+
+
+def subject_of(sha256: str) -> str:
+    """How the audit names a blob."""
+    return f"blob/{sha256}"
+
+
+def note_read(tx: Connection, site: str, sha256: str, began_at: str, damage: str | None, found_by: str) -> None:
+    """Keep what a reading to the end found, which began at `began_at`: the right bytes, or `damage` in words.
+
+    Whoever calls reads this blob alone: readings are noted in the order in which they were made.
+    """
+    values = {"read_at": timestamp()} if damage else {"read_at": timestamp(), "verified_at": began_at}
+    tx.execute(update(blob).where(*_is(site, sha256)).values(**values))
+    if damage:
+        _open(tx, site, sha256, damage, found_by)
+    else:
+        _close(tx, site, sha256, began_at, "read again")
+
+
+def note_sealed_again(tx: Connection, known: BlobRecord, looked_at: str, replaced: bool) -> None:
+    """The bytes of a known blob were sealed once more: at `looked_at` its address held the right ones.
+
+    `replaced`: it had held others, or none. An alarm from after `looked_at` stays open.
+    """
+    if known.alarm is not None:
+        _close(tx, known.site, known.sha256, looked_at, "sent again")
+    elif replaced:
+        _note(tx, REPAIRED, known.site, known.sha256, "ok", how="sent again")  # damage that nobody had found yet
+
+
+def _open(tx: Connection, site: str, sha256: str, damage: str, found_by: str) -> None:
+    fresh = update(blob).where(*_is(site, sha256), blob.c.alarm.is_(None))
+    if tx.execute(fresh.values(alarm=damage, alarm_at=timestamp())).rowcount == 1:
+        _note(tx, ALARM, site, sha256, "damaged", damage=damage, found_by=found_by)
+
+
+def _close(tx: Connection, site: str, sha256: str, since: str, how: str) -> None:
+    opened_before = blob.c.alarm.is_not(None) & (func.coalesce(blob.c.alarm_at, "") <= since)
+    closed = update(blob).where(*_is(site, sha256), opened_before).values(alarm=None, alarm_at=None)
+    if tx.execute(closed).rowcount == 1:
+        _note(tx, REPAIRED, site, sha256, "ok", how=how)
+
+
+def _note(tx: Connection, action: str, site: str, sha256: str, outcome: str, **detail: str) -> None:
+    images, sessions = owners(tx, site, sha256)
+    audit.append(tx, AuditEntry(site, action, subject=subject_of(sha256), outcome=outcome, detail={
+        "sha256": sha256, "image_ids": images, "session_ids": sessions, **detail}))
+
+
+def owners(tx: Connection, site: str, sha256: str) -> tuple[list[int], list[str]]:
+    """The ids of a blob's images and of its sessions, at most MOST_NAMED of each."""
+    images = tx.execute(select(image.c.id).where(
+        image.c.site == site, image.c.blob_sha256 == sha256).order_by(image.c.id).limit(MOST_NAMED))
+    sessions = tx.execute(select(session.c.session_id).where(
+        session.c.site == site, session.c.blob_sha256 == sha256).order_by(session.c.session_id).limit(MOST_NAMED))
+    return list(images.scalars()), list(sessions.scalars())
+
+
+def alarms(tx: Connection) -> list[BlobRecord]:
+    """The blobs that are doubted now, the oldest alarm first."""
+    rows = tx.execute(select(blob).where(blob.c.alarm.is_not(None)).order_by(blob.c.alarm_at, blob.c.sha256))
+    return [BlobRecord(*row) for row in rows]
+
+
+def unread_since(tx: Connection, moment: str, limit: int) -> list[BlobRecord]:
+    """Blobs that nobody read to their end, nor sealed, since `moment`; those left alone longest first."""
+    left_alone = func.coalesce(blob.c.read_at, blob.c.sealed_at)
+    rows = tx.execute(select(blob).where(left_alone < moment).order_by(left_alone, blob.c.sha256).limit(limit))
+    return [BlobRecord(*row) for row in rows]
+
+
+def wait(tx: Connection, site: str, sha256: str, asker: str, asked_at: str, forget_before: str) -> None:
+    """Note that `asker` waits since `asked_at` for a read that takes longer than an answer may.
+
+    Rows of others, from before `forget_before`, are dropped.
+    """
+    tx.execute(delete(readback_wait).where(readback_wait.c.asked_at < forget_before))
+    stop_waiting(tx, sha256, asker)
+    tx.execute(insert(readback_wait).values(asker=asker, site=site, sha256=sha256, asked_at=asked_at))
+
+
+def waits_since(tx: Connection, sha256: str, asker: str) -> str | None:
+    """Since when `asker` waits for a read of that blob; None when it does not."""
+    return tx.execute(select(readback_wait.c.asked_at).where(*_waits(sha256, asker))).scalar()
+
+
+def stop_waiting(tx: Connection, sha256: str, asker: str) -> None:
+    """`asker` has its answer."""
+    tx.execute(delete(readback_wait).where(*_waits(sha256, asker)))
+
+
+def _waits(sha256: str, asker: str) -> tuple[Any, ...]:  # conditions
+    return readback_wait.c.asker == asker, readback_wait.c.sha256 == sha256
+
+
+def _is(site: str, sha256: str) -> tuple[Any, ...]:  # conditions
+    return blob.c.site == site, blob.c.sha256 == sha256

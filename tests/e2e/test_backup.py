@@ -1,0 +1,285 @@
+"""A backup made while uploads run is whole, and restored elsewhere it is the same, byte for byte."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.server import ROOT, Server, create, packhorse, patch, sha256, upload_url
+
+
+def stored(server: Server, content: bytes) -> dict[str, object]:
+    """A session of `content` that is SYNCED."""
+    session = create(server, content, file_name="a.bin")
+    answer = patch(server, upload_url(server, session["session_id"]), content)
+    assert answer.headers["Packhorse-Status"] == "SYNCED"
+    return session
+
+
+@contextmanager
+def uploading(server: Server) -> Iterator[list[bytes]]:
+    """Uploads run until the end of the block; gives the contents that were stored."""
+    ending, done = threading.Event(), list[bytes]()
+
+    def run(number: int) -> None:
+        count = 0
+        while not ending.is_set():
+            content = f"{number}-{count}-".encode() * 500
+            stored(server, content)
+            done.append(content)
+            count += 1
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield done
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join()
+
+
+def manifest(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "manifest.json").read_text()))
+
+
+def restored(folder: Path, backup: Path) -> Server:
+    """A server's folder, not started, to which `backup` was restored."""
+    folder.mkdir()
+    (folder / "packhorse.toml").write_text("[http]\nport = 0\n[dicom]\nport = 0\n")
+    told = packhorse(folder, "restore", str(backup))
+    assert told.returncode == 0, told.stderr
+    assert "packhorse fsck" in told.stdout and "packhorse audit verify" in told.stdout
+    return Server(folder)
+
+
+def synced(database: Path) -> list[tuple[str, str]]:
+    """(session, SHA-256) of the sessions that a database calls SYNCED."""
+    with closing(sqlite3.connect(database)) as reading:
+        return list(reading.execute("SELECT session_id, blob_sha256 FROM session WHERE status = 'SYNCED'"))
+
+
+def test_a_backup_made_while_uploads_run_is_restored_byte_for_byte(server: Server, tmp_path: Path, ct: bytes) -> None:
+    backup = tmp_path / "backup"
+    session = stored(server, ct)
+    receipt = server.api("GET", f"/upload-sessions/{session['session_id']}/receipt/").json()["receipt"]
+    with uploading(server) as done:
+        for _ in range(3):
+            before = len(done)
+            told = server.command("backup", str(backup))
+            assert told.returncode == 0, told.stderr
+            assert len(done) > before, "nothing was uploaded meanwhile"
+    (database,) = backup.glob("*.db")
+    there = synced(database)
+    assert len(there) > 3 and len(there) < len(done) + 2
+    assert manifest(backup)["blobs"] == len(list((backup / "blobs" / "sealed").glob("*/*/*")))
+
+    other = restored(tmp_path / "other", backup)
+    (tmp_path / "other" / "r.jws").write_text(receipt)
+    assert packhorse(other.folder, "fsck").returncode == 0
+    verified = packhorse(other.folder, "audit", "verify", "--receipt", "r.jws")
+    assert verified.returncode == 0, verified.stderr
+    assert sorted(synced(other.folder / "data" / "packhorse.db")) == sorted(there)
+    other.token = server.token  # the tokens are the ones of before
+    (tmp_path / "other" / "data" / "admin-token").write_text(server.token)
+    other.start()
+    try:
+        for session_id, digest in there:
+            shown = other.api("GET", f"/upload-sessions/{session_id}/").json()
+            content = other.api("GET", f"/images/{shown['server_image_id']}/file/").content
+            assert shown["status"] == "SYNCED" and sha256(content) == digest
+        answer = other.api("POST", f"/upload-sessions/{there[0][0]}/acknowledge/", {"server_image_id": 1})
+        assert answer.status_code in (200, 409)
+        stored(other, b"and it goes on")
+        assert other.command("audit", "verify").returncode == 0
+    finally:
+        other.stop()
+    assert packhorse(other.folder, "fsck").returncode == 0
+
+
+def test_what_the_backup_holds_is_for_its_user_alone_and_no_staged_byte_is_in_it(
+    server: Server, tmp_path: Path
+) -> None:
+    stored(server, b"stored")
+    url = server.tus("POST", "/files", Upload_Length="100").headers["Location"]
+    patch(server, url, b"begun")
+    backup = tmp_path / "backup"
+    assert server.command("backup", str(backup)).returncode == 0
+    assert not (backup / "blobs" / "staging").exists() and len(list((backup / "keys").iterdir())) == 1
+    for path in (backup, *backup.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    other = restored(tmp_path / "other", backup)
+    shutil.copy(server.folder / "data" / "admin-token", other.folder / "data")
+    other.start()
+    try:
+        answer = other.tus("HEAD", url.replace(server.url, other.url))
+        assert answer.status_code == 410 or answer.headers["Upload-Offset"] == "0"
+    finally:
+        other.stop()
+
+
+def test_the_same_folder_again_copies_only_what_is_new(server: Server, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    stored(server, b"one")
+    assert server.command("backup", str(backup)).returncode == 0
+    (first,) = (backup / "blobs" / "sealed").glob("*/*/*")
+    before, made_at = first.stat(), manifest(backup)["made_at"]
+    stored(server, b"two")
+    assert server.command("backup", str(backup)).returncode == 0
+    assert first.stat().st_ino == before.st_ino and first.stat().st_mtime_ns == before.st_mtime_ns
+    assert manifest(backup)["blobs"] == 2 and manifest(backup)["made_at"] != made_at
+    assert len(list(backup.glob("*.db"))) == 1
+
+
+def test_hard_links_are_made_where_they_are_asked_for(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    assert server.command("backup", "--link", str(tmp_path / "linked")).returncode == 0
+    (path,) = (tmp_path / "linked" / "blobs" / "sealed").glob("*/*/*")
+    assert path.stat().st_nlink == 2
+    restored(tmp_path / "other", tmp_path / "linked")
+
+
+def blob(server: Server, content: bytes) -> Path:
+    (path,) = (server.folder / "data" / "blobs" / "sealed").glob(f"*/*/{sha256(content)}")
+    return path
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_a_damaged_blob_is_named_and_the_rest_is_backed_up(server: Server, tmp_path: Path, damage: str) -> None:
+    stored(server, b"good")
+    stored(server, b"damaged")
+    path = blob(server, b"damaged")
+    if damage == "bit":
+        path.write_bytes(b"damageD")
+    elif damage == "cut":
+        path.write_bytes(b"dam")
+    else:
+        path.unlink()
+    told = server.command("backup", str(tmp_path / "backup"))
+    assert told.returncode == 1 and sha256(b"damaged") in told.stderr
+    assert manifest(tmp_path / "backup")["lacking"] == [f"default/{sha256(b'damaged')}"]
+    (tmp_path / "other").mkdir()
+    told = packhorse(tmp_path / "other", "restore", str(tmp_path / "backup"))
+    assert told.returncode == 1 and sha256(b"damaged") in told.stderr
+    assert packhorse(tmp_path / "other", "fsck").returncode == 1
+    assert packhorse(tmp_path / "other", "audit", "verify").returncode == 0
+
+
+def tampered(backup: Path, how: str) -> None:
+    (database,) = backup.glob("*.db")
+    if how == "another database":
+        database.write_bytes(database.read_bytes()[:-1] + b"x")
+    elif how == "no database":
+        database.unlink()
+    elif how == "another key":
+        next((backup / "keys").iterdir()).write_text("{}")
+    elif how == "no manifest":
+        (backup / "manifest.json").unlink()
+    elif how == "no JSON":
+        (backup / "manifest.json").write_text("{")
+    elif how == "another format":
+        (backup / "manifest.json").write_text(json.dumps({**manifest(backup), "format": 2}))
+    else:
+        named = {**manifest(backup), "database": {"path": "../p.db", "sha256": "0", "size_bytes": 1}}
+        (backup / "manifest.json").write_text(json.dumps(named))
+
+
+TAMPERED = ["another database", "no database", "another key", "no manifest", "no JSON", "another format", "outside"]
+
+
+def test_what_is_no_whole_backup_is_refused_and_nothing_is_made(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    for how in TAMPERED:
+        shutil.copytree(tmp_path / "backup", tmp_path / how)
+        tampered(tmp_path / how, how)
+        (tmp_path / "other").mkdir(exist_ok=True)
+        told = packhorse(tmp_path / "other", "restore", str(tmp_path / how))
+        assert told.returncode == 1 and len(told.stderr.splitlines()) == 1, (how, told.stderr)
+        assert not (tmp_path / "other" / "data" / "packhorse.db").exists(), how
+
+
+def test_a_blob_that_was_changed_in_the_backup_is_not_restored(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    (path,) = (tmp_path / "backup" / "blobs" / "sealed").glob("*/*/*")
+    path.write_bytes(b"onE")
+    (tmp_path / "other").mkdir()
+    told = packhorse(tmp_path / "other", "restore", str(tmp_path / "backup"))
+    assert told.returncode == 1 and sha256(b"one") in told.stderr
+
+
+def test_restoring_over_something_is_refused(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    told = server.command("restore", str(tmp_path / "backup"))
+    assert told.returncode == 1 and "another server" in told.stderr
+    server.stop()
+    told = server.command("restore", str(tmp_path / "backup"))
+    assert told.returncode == 1 and "not empty" in told.stderr
+    assert server.command("fsck").returncode == 0
+
+
+def test_a_folder_with_something_else_in_it_takes_no_backup(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    told = server.command("backup", str(tmp_path / "mine"))
+    assert told.returncode == 1 and "letter" in told.stderr and len(list((tmp_path / "mine").iterdir())) == 1
+    inside = server.folder / "data" / "blobs" / "backup"
+    told = server.command("backup", str(inside))
+    assert told.returncode == 1 and not inside.exists()
+
+
+def test_a_restore_that_was_cut_short_starts_no_server_and_goes_on(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    other = restored(tmp_path / "other", tmp_path / "backup")
+    data = other.folder / "data"
+    digest = sha256((tmp_path / "backup" / "manifest.json").read_bytes())
+    (data / ".restoring").write_text(digest)  # as after kill -9
+    (data / "packhorse.db").unlink()
+    told = packhorse(other.folder, "serve")
+    assert told.returncode == 1 and "half of a backup" in told.stderr and not (data / "packhorse.db").exists()
+    assert packhorse(other.folder, "restore", str(tmp_path / "backup")).returncode == 0
+    assert packhorse(other.folder, "fsck").returncode == 0 and not (data / ".restoring").exists()
+
+
+def test_a_killed_backup_leaves_the_one_before_and_the_next_one_goes_on(server: Server, tmp_path: Path) -> None:
+    for number in range(300):
+        stored(server, f"{number}".encode() * 3000)
+    backup = tmp_path / "backup"
+    words = [sys.executable, "-m", "server", "backup", str(backup), "--config", str(server.folder / "packhorse.toml")]
+    assert server.command("backup", str(backup)).returncode == 0
+    before = manifest(backup)
+    shutil.rmtree(backup / "blobs")
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 20
+        while not list(backup.glob("blobs/sealed/*/*/*")) and time.monotonic() < deadline:
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+    assert manifest(backup) == before
+    assert server.command("backup", str(backup)).returncode == 0
+    assert manifest(backup)["blobs"] == 300 and len(list(backup.glob("*.db*"))) == 1
+    restored(tmp_path / "other", backup)
+    assert packhorse(tmp_path / "other", "fsck").returncode == 0
+
+
+def test_each_is_a_row_of_the_audit(server: Server, tmp_path: Path) -> None:
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    other = restored(tmp_path / "other", tmp_path / "backup")
+    for folder, action in ((server.folder, "backup.made"), (other.folder, "backup.restored")):
+        with closing(sqlite3.connect(folder / "data" / "packhorse.db")) as database:
+            rows = database.execute("SELECT outcome FROM audit WHERE action = ?", (action,)).fetchall()
+        assert rows == [("ok",)]
