@@ -21,7 +21,7 @@ Document = dict[str, Any]  # JSON
 REFERENCE = "#/components/schemas/{model}"
 ALWAYS = ("bad_request", "headers_too_large", "foreign_page", "internal_error", "storage_unavailable")
 """What any call may be refused with."""
-WITH_TOKEN = ("unauthorized", "forbidden")
+WITH_TOKEN = ("unauthorized", "forbidden", "csrf_refused", "too_many_attempts", "issuer_unavailable")
 CHANGES = ("insufficient_storage", "invalid_transition")
 """Where a unit of work writes: the disk may be full, or somebody else was first."""
 MEANINGS = {**REQUEST_ERRORS, **SESSION_FAILURES}

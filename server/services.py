@@ -137,7 +137,9 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     routes = (
         *FilesResource(store, uploads, rows, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url, signatures.signed).routes(),
-        *ImageHandlers(store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url, signatures.signed).routes(),
+        *ImageHandlers(
+            store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url, signatures.signed,
+        ).routes(),
         *OrderHandlers(OrderService(store)).routes(),
         *WebhookHandlers(webhooks).routes(),
         *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
