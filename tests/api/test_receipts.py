@@ -12,6 +12,7 @@ import pytest
 import requests
 from joserfc import jws
 
+from server.errors import AppError
 from server.sessions.receipts import keep_key, new_key, open_signer
 from tests import builders
 from tests.alone import VERIFIER, keys_file, verify_alone
@@ -106,6 +107,19 @@ def test_a_key_of_the_first_release_goes_on_signing_until_it_is_rotated(tmp_path
     assert open_signer(tmp_path).kid == old.thumbprint()
     keep_key(tmp_path, newer := new_key())
     assert open_signer(tmp_path).kid == newer.thumbprint()
+
+
+def test_a_key_that_cannot_be_read_stops_no_server_that_signs_but_its_next_start(tmp_path: Path) -> None:
+    keep_key(tmp_path, good := new_key())
+    signer = open_signer(tmp_path)
+    assert signer.kid == good.thumbprint()
+    (tmp_path / "broken.json").write_text("{}")
+    assert kid_of(signer.sign({})) == good.thumbprint()
+    with pytest.raises(AppError, match=r"broken\.json is no signing key"):
+        open_signer(tmp_path).sign({})
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert kid_of(signer.sign({})) == good.thumbprint()
 
 
 def test_a_rotation_is_audited_and_no_key_shows_its_private_part(server: Server) -> None:
