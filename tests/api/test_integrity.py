@@ -1,8 +1,10 @@
 """Damage, however it is found: no answer says that a copy may be deleted, and sending the file again puts it right."""
 
+import asyncio
 import json
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 
+from server.tus.locks import MachineLocks
 from tests import builders
 from tests.dcmtk import status_of, storescu
 from tests.server import Server, create, patch, sha256, upload_url
@@ -131,6 +134,31 @@ def test_an_alarm_that_a_scrub_found_on_an_image_of_another_door_holds_for_every
     assert server.command("scrub").returncode == 0
 
 
+@pytest.mark.peers
+def test_the_data_set_that_comes_in_another_file_puts_the_damaged_one_right(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server").start()
+    try:
+        path = builders.ct(tmp_path / "a.dcm")
+        assert status_of(storescu(server.dicom_port, path, "1.2.840.10008.1.2.1")) == 0
+        by_c_store = requests.get(f"{server.url}/api/v1/images/1/file", headers=server.auth, timeout=10).content
+        for number, damage in enumerate((flip, cut)):
+            damage(blob_of(server, by_c_store))
+            assert server.command("scrub").returncode == 1
+            session = stored(server, path.read_bytes(), file_name="a.dcm", radiology_order_id=number)  # other meta
+            assert session["server_image_id"] == 1 and session["checksum_sha256"] != sha256(by_c_store)
+            assert blob_of(server, by_c_store).read_bytes() == by_c_store
+            assert [one["how"] for one in audited(server, "integrity.repaired")] == ["sent again"] * (number + 1)
+        blob_of(server, by_c_store).unlink()  # its own front is gone: only its own file can bring it back
+        assert server.command("fsck").returncode == 1
+        assert stored(server, path.read_bytes(), file_name="a.dcm", radiology_order_id=9)["server_image_id"] == 1
+        assert server.command("scrub").returncode == 1
+        assert status_of(storescu(server.dicom_port, path, "1.2.840.10008.1.2.1")) == 0
+        assert server.command("scrub").returncode == server.command("fsck").returncode == 0
+    finally:
+        server.stop()
+    assert "Traceback" not in (server.folder / "server.log").read_text()
+
+
 def test_fsck_names_what_is_gone_or_cut_and_scrub_what_only_reading_tells(tmp_path: Path) -> None:
     server = Server(tmp_path / "server").start()
     try:
@@ -156,6 +184,22 @@ def test_fsck_names_what_is_gone_or_cut_and_scrub_what_only_reading_tells(tmp_pa
         assert [one["blobs"] for one in audited(server, "integrity.scrubbed")] == [4, 4]
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+async def test_a_reading_that_takes_long_is_told_after_ten_seconds_and_goes_on(
+    server: Server, content: bytes
+) -> None:
+    session = stored(server, content, device_id="tab1")
+    reading = await MachineLocks(server.folder / "data").take_free(f"blob/default/{sha256(content)}", None)
+    assert reading is not None
+    async with reading:  # as another process that reads it does
+        began_s = time.monotonic()
+        told = await asyncio.to_thread(acknowledge, server, session)
+        assert 9 < time.monotonic() - began_s < 20
+        assert (told.status_code, told.json()["code"], told.headers["Retry-After"]) == (503, "readback_running", "5")
+    await eventually(lambda: acknowledge(server, session).status_code == 200)
+    assert server.api("GET", f"{ROOT}/{session['session_id']}/").json()["safe_to_delete_local"] is True
 
 
 async def test_the_server_scrubs_by_itself_and_again_after_the_time_that_is_set(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import ast
 import json
+import sqlite3
 import stat
 import sys
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,14 @@ def test_an_image_that_came_by_c_store_is_signed_when_asked_for_and_once(server:
     (tmp_path / "r.jws").write_text(first.json()["receipt"])
     assert server.command("audit", "verify", "--receipt", str(tmp_path / "r.jws")).returncode == 0
     assert server.api("GET", "/images/1/receipt/").json() == first.json()
+    with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database:
+        for statement in (
+            "UPDATE image_receipt SET receipt = ''",
+            "DELETE FROM image_receipt",
+            "INSERT OR REPLACE INTO image_receipt SELECT image_id, site, '', signed_at FROM image_receipt",
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                database.execute(statement)
     # the file that was sent is told by its data set, for its meta information was written anew on the way
     keys = keys_file(server, tmp_path / "jwks.json")
     assert verify_alone("--keys", keys, str(tmp_path / "r.jws"), "--file", str(path)).returncode == 0
