@@ -112,7 +112,7 @@ def _refusals(method: str, path: str, described: Described) -> Document:
     """The problems by status; each says which codes it may have."""
     codes = [*ALWAYS, *described.refusals, *(() if described.open else WITH_TOKEN)]
     if "{" in path:
-        codes.append("not_found")
+        codes += ["not_found", "invalid_field"]
     if method in ("POST", "PUT", "PATCH", "DELETE"):
         codes += CHANGES
     by_status: dict[int, set[str]] = defaultdict(set)

@@ -1,6 +1,7 @@
 """Each campaign and its full count."""
 
 from tests.campaigns.clinic import cut_uploads, dicom_objects, identical_creations, killed_servers
+from tests.campaigns.documented import documented_answers
 from tests.campaigns.hostile import fuzzed_requests, half_open_and_slow_clients, hostile_names
 from tests.campaigns.integrity import damaged_blobs, receipts_of_strangers
 from tests.campaigns.lines import broken_lines, kills_under_load, racing_patches, takeovers
@@ -19,4 +20,5 @@ CAMPAIGNS = {
     half_open_and_slow_clients: 1200,
     damaged_blobs: 1000,
     receipts_of_strangers: 10_000,
+    documented_answers: 20_000,
 }
