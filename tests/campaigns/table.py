@@ -3,6 +3,7 @@
 from tests.campaigns.clinic import cut_uploads, dicom_objects, identical_creations, killed_servers
 from tests.campaigns.hostile import fuzzed_requests, half_open_and_slow_clients, hostile_names
 from tests.campaigns.lines import broken_lines, kills_under_load, racing_patches, takeovers
+from tests.campaigns.walk import random_walk
 
 CAMPAIGNS = {
     cut_uploads: 1000,
@@ -16,4 +17,5 @@ CAMPAIGNS = {
     fuzzed_requests: 100_000,
     hostile_names: 2000,
     half_open_and_slow_clients: 1200,
+    random_walk: 100_000,
 }
