@@ -134,7 +134,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         Scrubber(store, checker, mib_per_s=settings.integrity.scrub_mib_per_s,
                  every_days=settings.integrity.scrub_every_days),
-        _listener(settings, arrivals, RefusedCallers(store)), counts, Shared(settings.data_path / "metrics", counts), routes)
+        _listener(settings, arrivals, RefusedCallers(store)), counts, Shared(settings.data_path / "metrics", counts),
+        routes)
 
 
 def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
