@@ -24,6 +24,7 @@ from server.metrics.sharing import Shared
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
 from server.pacs.arrivals import Arrivals
+from server.pacs.callers import RefusedCallers
 from server.pacs.destinations import DicomDestination
 from server.pacs.dimse.listener import DicomListener, ListenerSettings, Peer
 from server.pacs.forward import Forwarder
@@ -150,7 +151,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         Scrubber(store, checker, mib_per_s=settings.integrity.scrub_mib_per_s,
                  every_days=settings.integrity.scrub_every_days),
-        _listener(settings, arrivals), counts, Shared(settings.data_path / "metrics", counts), routes)
+        _listener(settings, arrivals, RefusedCallers(store)), counts, Shared(settings.data_path / "metrics", counts),
+        routes)
 
 
 def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
@@ -158,7 +160,7 @@ def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
     return Rebuilder(store, Ingester(store, renderer.same_content))
 
 
-def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
+def _listener(settings: Settings, arrivals: Arrivals, refused: RefusedCallers) -> DicomListener | None:
     dicom = settings.dicom
     if not dicom.enabled:
         return None
@@ -166,4 +168,4 @@ def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
         host=dicom.host, port=dicom.port, ae_title=dicom.ae_title, spool=settings.data_path / "spool",
         check_called_ae_title=dicom.check_called_ae_title, require_known_peers=settings.require_known_peers,
         peers=tuple(Peer(peer.ae_title, peer_networks(peer)) for peer in dicom.peers)
-        if settings.require_known_peers else ()), arrivals.receive)
+        if settings.require_known_peers else ()), arrivals.receive, refused.note)

@@ -5,6 +5,7 @@ from tests.campaigns.documented import documented_answers
 from tests.campaigns.hostile import fuzzed_requests, half_open_and_slow_clients, hostile_names
 from tests.campaigns.integrity import damaged_blobs, receipts_of_strangers
 from tests.campaigns.lines import broken_lines, kills_under_load, racing_patches, takeovers
+from tests.campaigns.walk import random_walk
 
 CAMPAIGNS = {
     cut_uploads: 1000,
@@ -21,4 +22,5 @@ CAMPAIGNS = {
     damaged_blobs: 1000,
     receipts_of_strangers: 10_000,
     documented_answers: 20_000,
+    random_walk: 100_000,
 }
