@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from server import config
 from server.app import VERSION
-from server.commands import audit, checks, keeping, keys, scrub, tokens, webhook
+from server.commands import audit, checks, doctor, keeping, keys, scrub, tokens, webhook
 from server.commands.terminal import ConfigOption, errors, make_private, out
 from server.errors import AppError, ConfigurationError
 from server.logs import log_to_stderr
@@ -130,6 +130,7 @@ def config_check(config_file: ConfigOption = None) -> None:
     out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")
 
 
-for command in (checks.fsck, scrub.scrub, keeping.backup, keeping.restore):  # here, so that help names serving first
+COMMANDS = (doctor.doctor, checks.fsck, scrub.scrub, keeping.backup, keeping.restore)
+for command in COMMANDS:  # here, so that help names serving first
     app.command()(command)
 app.command("rebuild-index")(keeping.rebuild_index)

@@ -110,6 +110,10 @@ SESSION_FAILURES: dict[str, Meaning] = {
     "CLIENT_ABORTED": Meaning(410, False, "The sender cancelled"),
 }
 
+TOLD_BY_CLIENTS = frozenset({
+    "CLIENT_ABORTED", "LOCAL_READ_ERROR", "LOCAL_FILE_MISSING", "LOCAL_FILE_CHANGED"})
+"""Codes whose words are the client's own, who may name anybody: they are told in the session, never in a problem."""
+
 RETRYABLE_FROM_ZERO = frozenset({"CHECKSUM_MISMATCH", "UPLOAD_EXPIRED"})
 """Codes whose retry starts with an empty upload (contract §7); all other retryable ones keep progress."""
 

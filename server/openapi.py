@@ -21,7 +21,7 @@ Document = dict[str, Any]  # JSON
 REFERENCE = "#/components/schemas/{model}"
 ALWAYS = ("bad_request", "headers_too_large", "foreign_page", "internal_error", "storage_unavailable")
 """What any call may be refused with."""
-WITH_TOKEN = ("unauthorized", "forbidden")
+WITH_TOKEN = ("unauthorized", "forbidden", "csrf_refused", "too_many_attempts", "issuer_unavailable")
 CHANGES = ("insufficient_storage", "invalid_transition")
 """Where a unit of work writes: the disk may be full, or somebody else was first."""
 MEANINGS = {**REQUEST_ERRORS, **SESSION_FAILURES}
@@ -112,7 +112,7 @@ def _refusals(method: str, path: str, described: Described) -> Document:
     """The problems by status; each says which codes it may have."""
     codes = [*ALWAYS, *described.refusals, *(() if described.open else WITH_TOKEN)]
     if "{" in path:
-        codes.append("not_found")
+        codes += ["not_found", "invalid_field"]
     if method in ("POST", "PUT", "PATCH", "DELETE"):
         codes += CHANGES
     by_status: dict[int, set[str]] = defaultdict(set)

@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Literal, NotRequired, TypeVar
 from aiohttp import web
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from server.access import is_open
 from server.auth import Role
 from server.describing import TEXT, Answer, Described, answered
 from server.errors import RequestError
@@ -70,10 +71,12 @@ class Operating:
         """Its routes."""
         return [web.get("/healthz", self.healthz), web.get("/readyz", self.readyz), web.get("/metrics", self.metrics)]
 
+    @is_open
     async def healthz(self, _request: web.Request) -> web.Response:
         """Alive."""
         return web.json_response({"status": "alive"})
 
+    @is_open
     async def readyz(self, request: web.Request) -> web.Response:
         """Whether to send requests here; what is wrong is for operators."""
         found = await self._readiness.get()
@@ -86,6 +89,7 @@ class Operating:
             body |= {"faults": [asdict(fault) for fault in found.faults], "backlog": found.backlog}
         return web.json_response(body, status=200 if found.ready else 503, headers={"Cache-Control": "no-store"})
 
+    @is_open
     async def metrics(self, request: web.Request) -> web.Response:
         """Every figure of the whole server, whichever of its processes is asked."""
         await self._check_is_trusted(request)

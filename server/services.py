@@ -28,6 +28,7 @@ from server.metrics.sharing import Shared
 from server.orders.handlers import OrderHandlers
 from server.orders.service import OrderService, name_order
 from server.pacs.arrivals import Arrivals
+from server.pacs.callers import RefusedCallers
 from server.pacs.destinations import DicomDestination
 from server.pacs.dimse.listener import DicomListener, ListenerSettings, Peer
 from server.pacs.forward import Forwarder
@@ -148,7 +149,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         *FilesResource(store, uploads, rows, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url, signatures.signed).routes(),
         *ImageHandlers(
-            store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url, signatures.signed).routes(),
+            store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url, signatures.signed,
+        ).routes(),
         *OrderHandlers(OrderService(store)).routes(),
         *WebhookHandlers(webhooks).routes(),
         *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
@@ -162,7 +164,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
                  every_days=settings.integrity.scrub_every_days),
         AuditHead(store, settings.audit_head_path, signer.sign), feed,
         Studies(store, timedelta(seconds=settings.events.study_stable_s)),
-        _listener(settings, arrivals), counts, Shared(settings.data_path / "metrics", counts), routes)
+        _listener(settings, arrivals, RefusedCallers(store)), counts, Shared(settings.data_path / "metrics", counts),
+        routes)
 
 
 def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
@@ -170,7 +173,7 @@ def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
     return Rebuilder(store, Ingester(store, renderer.same_content))
 
 
-def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
+def _listener(settings: Settings, arrivals: Arrivals, refused: RefusedCallers) -> DicomListener | None:
     dicom = settings.dicom
     if not dicom.enabled:
         return None
@@ -178,4 +181,4 @@ def _listener(settings: Settings, arrivals: Arrivals) -> DicomListener | None:
         host=dicom.host, port=dicom.port, ae_title=dicom.ae_title, spool=settings.data_path / "spool",
         check_called_ae_title=dicom.check_called_ae_title, require_known_peers=settings.require_known_peers,
         peers=tuple(Peer(peer.ae_title, peer_networks(peer)) for peer in dicom.peers)
-        if settings.require_known_peers else ()), arrivals.receive)
+        if settings.require_known_peers else ()), arrivals.receive, refused.note)

@@ -82,9 +82,17 @@ def alarms(tx: Connection) -> list[BlobRecord]:
 
 def unread_since(tx: Connection, moment: str, limit: int) -> list[BlobRecord]:
     """Blobs that nobody read to their end, nor sealed, since `moment`; those left alone longest first."""
-    left_alone = func.coalesce(blob.c.read_at, blob.c.sealed_at)
-    rows = tx.execute(select(blob).where(left_alone < moment).order_by(left_alone, blob.c.sha256).limit(limit))
+    rows = tx.execute(select(blob).where(_touched() < moment).order_by(_touched(), blob.c.sha256).limit(limit))
     return [BlobRecord(*row) for row in rows]
+
+
+def count_unread_since(tx: Connection, moment: str) -> int:
+    """How many `unread_since` would give without a limit."""
+    return int(tx.execute(select(func.count()).select_from(blob).where(_touched() < moment)).scalar_one())
+
+
+def _touched() -> Any:  # an expression of SQLAlchemy
+    return func.coalesce(blob.c.read_at, blob.c.sealed_at)
 
 
 def wait(tx: Connection, site: str, sha256: str, asker: str, asked_at: str, forget_before: str) -> None:

@@ -6,7 +6,7 @@ The counts of `fsck` are beside each table; here the same orphans are named, so 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, text
 
 from storage.records import DEFAULT_SITE, Status
 from storage.tables import audit, blob, image, series, session, signing_key
@@ -74,6 +74,12 @@ def audit_head(tx: Connection) -> tuple[int, str | None]:
     """The last row of the audit chain: its `seq` and hash."""
     row = tx.execute(select(audit.c.seq, audit.c.row_hash).order_by(audit.c.seq.desc()).limit(1)).first()
     return (row.seq, row.row_hash) if row else (0, None)
+
+
+def page_faults(tx: Connection) -> list[str]:
+    """What SQLite finds wrong with its own pages, at most ten things; it reads all of them."""
+    found = [str(row[0]) for row in tx.execute(text("PRAGMA quick_check(10)"))]
+    return [] if found == ["ok"] else found
 
 
 def holds_sessions(tx: Connection) -> bool:

@@ -10,6 +10,7 @@ from server.auth import Role, principal_of
 from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.entrance.codes import login_url
+from server.entrance.described import DESCRIBED
 from server.entrance.service import Asked, Mint, Reason, TokenService
 from server.errors import RequestError
 from server.identifiers import present
@@ -23,6 +24,8 @@ TOKEN_ID = re.compile(r"[0-9a-f]{1,32}")
 
 class TokenHandlers:
     """One method per call."""
+
+    described = DESCRIBED
 
     def __init__(self, service: TokenService, base_url: BaseUrl) -> None:
         self._service = service

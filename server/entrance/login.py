@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from aiohttp import hdrs, web
 from pydantic import Field
@@ -12,6 +12,8 @@ from sqlalchemy import Connection
 from server.access import ANYBODY, allows, is_open
 from server.auth import Principal, principal_of
 from server.bodies import Body, json_body, parse
+from server.describing import TEXT, UNREADABLE, Answer, Described, answered
+from server.entrance.described import Caller
 from server.entrance.service import is_live
 from server.errors import RequestError
 from server.identity import cookies
@@ -46,6 +48,14 @@ class Login(Body):
 
 class LoginHandlers:
     """One method per call."""
+
+    described: ClassVar = {
+        "log_in": Described(
+            answered(Caller, "The cookie is set"), Login, refusals=(*UNREADABLE, "csrf_refused", "unauthorized"),
+            open=True),
+        "show": Described(answered(Caller, "Who calls")),
+        "log_out": Described({204: Answer("The cookie is good no more")}),
+        "page": Described({200: Answer("A page", TEXT, ("text/html",))}, open=True)}
 
     def __init__(self, store: Store, attempts: Attempts, base_url: BaseUrl) -> None:
         self._store = store

@@ -1,8 +1,9 @@
 """What `fsck` finds that does not hang together, case by case, and the remedy where there is a safe one.
 
-Contract §6 counts four orphans; files that no row names are the fifth thing. No remedy takes the last copy of anything
-away: sealed bytes are freed by clean-up only, a day after nobody owns them, and a stored session stays stored, with
-the alarm raised. What can be mended in two ways is named, and left to a person. Every remedy is an audit row.
+Contract §6 counts four orphans; files that no row names are the fifth thing. Blobs whose file is gone or cut raise the
+alarm as soon as they are counted (server/integrity), which sending the file again closes. No remedy takes the last copy
+of anything away: sealed bytes are freed by clean-up only, a day after nobody owns them, and a stored session stays
+stored, with the alarm raised. What can be mended in two ways is named, and left to a person. Each remedy is audited.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -69,20 +70,16 @@ class Repairer:
     async def cases(self) -> AsyncIterator[Case]:
         """Every case; mending one while they are given is safe."""
         sizes = await self._files()
-        rows = await self._store.read(lambda tx: {(one.site, one.sha256): one for one in inventory.sealed_blobs(tx)})
+        rows = await self._store.read(blob_rows.keys)
         for site, sha256 in await self._store.read(blob_rows.without_owner):
             yield self._without_owner(site, sha256)
-        for found in rows.values():
-            size = sizes.get((found.site, found.sha256))
-            if size != found.size_bytes:
-                yield self._without_bytes(found, size)
         for session in await self._store.read(inventory.stored_sessions_without_rows):
             yield self._session(session, sizes)
         for loose in await self._store.read(inventory.images_without_series):
             yield self._loose(loose)
         for twins in await self._store.read(inventory.live_twins):
             yield self._twins(twins)
-        for site, sha256 in sizes.keys() - rows.keys():
+        for site, sha256 in sizes.keys() - rows:
             yield await self._without_row(sealed(site, sha256))
 
     async def _files(self) -> dict[tuple[str, str], int]:
@@ -130,11 +127,6 @@ class Repairer:
 
         return Case(Kind.BLOB_WITHOUT_OWNER, f"blob/{sha256}",
                     "its row is taken away, and clean-up frees its bytes in a day", mend)
-
-    def _without_bytes(self, found: KeptBlob, size_bytes: int | None) -> Case:
-        why = "the file is gone" if size_bytes is None else (
-            f"the file has {size_bytes} bytes, {found.size_bytes} were stored")
-        return self._alarm(found, why)
 
     def _alarm(self, found: KeptBlob, why: str) -> Case:
         subject = f"blob/{found.sha256}"

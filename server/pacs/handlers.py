@@ -82,6 +82,7 @@ class ImageHandlers:
         """The first frame, at most 256 pixels on its longer side."""
         return await self._picture(request, await self._image(request, pixels=True), 1, None, THUMBNAIL_PX)
 
+    @allows(Role.VIEWER, Role.UPLOADER, Role.AUDITOR, heeds_scope=True)
     async def receipt(self, request: web.Request) -> web.Response:
         """The server's signed word that it holds the image."""
         image = await self._image(request)

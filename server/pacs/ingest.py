@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from server.errors import DicomRejected, SessionFailure
 from server.filing import Filed, Inspection, Origin
 from server.pacs.dicom import SERIES_KEYWORDS, STUDY_KEYWORDS, Header, dataset_sha256, read_header
+from server.pacs.healing import heal
 from storage import audit, instances, jobs, orders
 from storage.blobs.base import BlobStore, LocalPath, sealed
 from storage.errors import StorageError
@@ -63,7 +64,10 @@ class Ingester:
     async def _same_object(self, path: Path, header: Header, digest: Sha256, site: str) -> int | None:
         """The image that this object is already, encoded otherwise (contract §6): compared decoded, lossless only."""
         known = await self._store.read(lambda tx: instances.by_sop_instance(tx, site, header.sop_instance_uid))
-        if known is None or known.dataset_sha256 == digest or known.study_instance_uid != header.study_instance_uid:
+        if known is not None and known.dataset_sha256 == digest:
+            await heal(self._store, known, path, header.dataset_offset)
+            return None
+        if known is None or known.study_instance_uid != header.study_instance_uid:
             return None
         other = blob_path(self._blobs, site, known.blob_sha256)
         return known.id if await self._same_content(path, other) else None

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import structlog
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, OKPKey
@@ -20,6 +21,7 @@ from server.errors import AppError, RequestError
 from server.filing import Inspection
 from storage.records import AuditPosition, ImageRecord, SessionRecord, timestamp
 
+log = structlog.get_logger()
 ALGORITHMS = ["Ed25519", "EdDSA"]
 """What verifiers accept; we sign with the first."""
 CREATED_AT = "created_at"
@@ -32,12 +34,12 @@ class Signer:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._names: frozenset[str] = frozenset()
-        self._newest: OKPKey | None = None
+        self._newest: tuple[str, OKPKey] | None = None
 
     @property
     def kid(self) -> str:
         """The id of the key that signs now (RFC 7638)."""
-        return self._key().thumbprint()
+        return self._key()[0]
 
     def public_jwks(self) -> list[dict[str, Any]]:
         """The public key of every private one that is here, the one that signs last."""
@@ -45,17 +47,27 @@ class Signer:
 
     def sign(self, claims: dict[str, Any], typ: str = "packhorse-receipt+jws") -> str:
         """`claims` as a compact JWS."""
-        key = self._key()
-        header = {"alg": "Ed25519", "kid": key.thumbprint(), "typ": typ}
+        kid, key = self._key()
+        header = {"alg": "Ed25519", "kid": kid, "typ": typ}
         return jws.serialize_compact(header, json.dumps(claims, separators=(",", ":")), key, ALGORITHMS)
 
-    def _key(self) -> OKPKey:
+    def _key(self) -> tuple[str, OKPKey]:
         names = frozenset(os.listdir(self._directory))  # noqa: PTH208 - a hundredth of what the signature costs
-        if names != self._names:
-            found = _keys(self._directory)
-            self._newest, self._names = found[-1] if found else self._newest, names
+        if self._newest is None:
+            self._take(_keys(self._directory), names)
+        elif names != self._names:
+            try:
+                self._take(_keys(self._directory), names)
+            except AppError as error:  # what is stored must get its receipt: the key from before is as good
+                log.error("key.unreadable", reason=error.detail, signs=self._newest[0])
+                self._names = names
         assert self._newest is not None, "open_signer made one, and what was read stays in memory"
         return self._newest
+
+    def _take(self, keys: list[OKPKey], names: frozenset[str]) -> None:
+        if keys:
+            self._newest = keys[-1].thumbprint(), keys[-1]
+        self._names = names
 
 
 def public_jwk(key: OKPKey) -> dict[str, Any]:
@@ -77,6 +89,9 @@ def keep_key(directory: Path, key: OKPKey) -> None:
     partial = directory / f".{kid}.partial"
     descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
+        if os.geteuid() == 0:  # the server, whose folder it is, must be able to read it
+            owner = directory.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
         json.dump(key.as_dict(private=True), file)
         file.flush()
         os.fsync(file.fileno())
@@ -104,6 +119,8 @@ def _keys(directory: Path) -> list[OKPKey]:
 def _read_key(path: Path) -> OKPKey:
     try:
         return OKPKey.import_key(json.loads(path.read_text()))
+    except OSError as error:
+        raise AppError(f"the signing key {path} cannot be read: {error.strerror}") from error
     except (ValueError, JoseError) as error:
         raise AppError(f"{path} is no signing key: put the right file back, or take it away") from error
 

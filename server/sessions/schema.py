@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from server.bodies import Body
-from server.identifiers import OutsideId, parse_id, present
+from server.identifiers import PATTERN, OutsideId, parse_id, present
 from server.sessions.machine import FOR_PEOPLE, STORED
 from storage.records import SessionRecord, Status
 
@@ -46,7 +46,10 @@ def _no_control(text: str) -> str:
 
 Metadata = Annotated[dict[str, Any], AfterValidator(_bounded)]
 Text = Annotated[str, AfterValidator(_no_control)]
-AnyId = int | str
+Digest = Annotated[str, AfterValidator(_sha256), WithJsonSchema({"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"})]
+Uuid = Annotated[str, AfterValidator(_uuid), WithJsonSchema({"type": "string", "format": "uuid"})]
+AnyId = Annotated[int | str, WithJsonSchema({"anyOf": [
+    {"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^{PATTERN.pattern}$"}]})]
 
 
 class CreateSession(Body):
@@ -54,9 +57,9 @@ class CreateSession(Body):
 
     file_name: Annotated[Text, Field(min_length=1, max_length=255)]
     file_size: Annotated[int, Field(ge=0)]
-    checksum_sha256: Annotated[str, AfterValidator(_sha256)]
+    checksum_sha256: Digest
     radiology_order_id: AnyId | None = None
-    session_id: Annotated[str, AfterValidator(_uuid)] | None = None
+    session_id: Uuid | None = None
     local_file_path: Annotated[Text, Field(max_length=4096)] | None = None
     local_file_uuid: Annotated[Text, Field(max_length=64)] | None = None
     content_type: Annotated[Text, Field(max_length=255)] | None = None
@@ -87,7 +90,7 @@ class Acknowledge(Body):
     """`acknowledge/`."""
 
     server_image_id: int
-    checksum_sha256: Annotated[str, AfterValidator(_sha256)] | None = None
+    checksum_sha256: Digest | None = None
     device_id: AnyId | None = None
 
 

@@ -4,7 +4,7 @@ from sqlalchemy import Connection
 
 from server.admission import Standing
 from server.auth import Principal, Role
-from server.errors import RequestError, SessionFailure
+from server.errors import SESSION_FAILURES, TOLD_BY_CLIENTS, RequestError, SessionFailure
 from server.sessions import creation, machine
 from server.sessions.limits import Limits
 from server.sessions.moves import fail
@@ -101,6 +101,9 @@ def _standing(upload: UploadRecord, record: SessionRecord | None) -> Standing:
         return Standing(RequestError("gone", "the upload was ended") if gone else None)
     refusal = None
     if upload.state is UploadState.GONE or record.status is Status.FAILED:
-        refusal = RequestError("gone", record.error_message or "the upload was ended",
-                               session_id=record.session_id, error_code=record.error_code)
+        words = record.error_message
+        if record.error_code in TOLD_BY_CLIENTS:
+            words = SESSION_FAILURES[record.error_code].title
+        refusal = RequestError("gone", words or "the upload was ended", session_id=record.session_id,
+                               error_code=record.error_code)
     return Standing(refusal, record)

@@ -18,24 +18,29 @@ def _field(name: str, says: str, *, required: bool = False, shape: dict[str, Any
     return Parameter(name, says, shape, required, "header")
 
 
+DIGITS = {"type": "string", "pattern": "^[0-9]{1,18}$"}
+BOOLEAN = {"type": "string", "enum": ["?1", "?0"]}
 VERSION = _field(tus_fields.TUS_RESUMABLE, "1.0.0: the request is tus; without it the request is RUFH",
                  shape={"type": "string", "enum": [tus_fields.VERSION]})
-OVERRIDE = _field("X-HTTP-Method-Override", "The method meant, for clients that cannot send it")
+OVERRIDE = _field("X-HTTP-Method-Override", "The method meant, for clients that cannot send it", required=True,
+                  shape={"type": "string", "enum": ["HEAD", "PATCH", "DELETE"]})
 CREATION = (
-    VERSION, _field(tus_fields.UPLOAD_LENGTH, "tus: the size in bytes; RUFH: where it is known beforehand"),
-    _field(tus_fields.UPLOAD_DEFER_LENGTH, "tus: 1, the length comes later"),
+    VERSION, _field(tus_fields.UPLOAD_LENGTH, "tus: the size in bytes; RUFH: where it is known beforehand",
+                    shape=DIGITS),
+    _field(tus_fields.UPLOAD_DEFER_LENGTH, "tus: 1, the length comes later", shape={"type": "string", "enum": ["1"]}),
     _field(tus_fields.UPLOAD_METADATA, "Pairs of a key and base64, with commas"),
     _field(tus_fields.UPLOAD_CONCAT, "tus: partial, or final; and the parts"),
     _field(tus_fields.UPLOAD_CHECKSUM, "tus: the digest of this body"),
-    _field(rufh_fields.UPLOAD_COMPLETE, "RUFH: ?1 where the body is all of the file, ?0 where more comes"),
+    _field(rufh_fields.UPLOAD_COMPLETE, "RUFH: ?1 where the body is all of the file, ?0 where more comes",
+           shape=BOOLEAN),
     _field(rufh_fields.REPR_DIGEST, "RUFH: the digest of the whole file (RFC 9530)"),
     _field(rufh_fields.CONTENT_DIGEST, "RUFH: the digest of this body (RFC 9530)"),
     _field(rufh_fields.INTEROP_VERSION, "RUFH: with 9, interim answers 104 tell of progress"))
 APPEND = (
-    VERSION, _field(tus_fields.UPLOAD_OFFSET, "Where this body begins", required=True),
+    VERSION, _field(tus_fields.UPLOAD_OFFSET, "Where this body begins", required=True, shape=DIGITS),
     _field(tus_fields.UPLOAD_CHECKSUM, "tus: the digest of this body"),
-    _field(tus_fields.UPLOAD_LENGTH, "The length, where it had been deferred"),
-    _field(rufh_fields.UPLOAD_COMPLETE, "RUFH: ?1 where the file ends with this body"),
+    _field(tus_fields.UPLOAD_LENGTH, "The length, where it had been deferred", shape=DIGITS),
+    _field(rufh_fields.UPLOAD_COMPLETE, "RUFH: ?1 where the file ends with this body", shape=BOOLEAN),
     _field(rufh_fields.CONTENT_DIGEST, "RUFH: the digest of this body (RFC 9530)"))
 BODIES = (tus_fields.OFFSET_CONTENT_TYPE, rufh_fields.PARTIAL_CONTENT_TYPE, BYTES)
 ANY = ("not_found", "method_not_allowed", "invalid_header", "unsupported_version", "gone", "upload_locked",
@@ -49,9 +54,8 @@ BRINGS = (
 LOCATED = {"Location": "the upload, absolute", **STATE}
 CREATED = Described(
     {201: Answer("The upload is there; with all of its bytes the verdict too", headers=LOCATED),
-     202: Answer("RUFH: every byte is held, the verdict comes later", headers=LOCATED),
-     204: Answer("With an overriding OPTIONS: what this server speaks")},
-    parameters=(*CREATION, OVERRIDE), refusals=BRINGS, rewords=True, content=BODIES,
+     202: Answer("RUFH: every byte is held, the verdict comes later", headers=LOCATED)},
+    parameters=CREATION, refusals=BRINGS, rewords=True, content=BODIES,
     summary="Create an upload, with its first bytes if it has a body.")
 APPENDED = {
     200: Answer("With an overriding HEAD: the offset", headers=STATE),
@@ -61,13 +65,13 @@ OPTIONS = Described(
     {204: Answer("Versions, extensions, limits", headers={
         tus_fields.TUS_VERSION: "of tus", tus_fields.TUS_EXTENSION: "of tus", tus_fields.TUS_MAX_SIZE: "in bytes",
         tus_fields.TUS_CHECKSUM_ALGORITHM: "for Upload-Checksum", rufh_fields.UPLOAD_LIMIT: "of RUFH"})},
-    open=True, summary="What this server speaks.", refusals=("method_not_allowed",), parameters=(OVERRIDE,))
+    open=True, summary="What this server speaks.", refusals=("method_not_allowed",))
 
 DESCRIBED = {
     "OPTIONS /files": OPTIONS, "OPTIONS /files/{upload_id}": OPTIONS, "POST /files": CREATED,
     "POST /files/{upload_id}": Described(
-        APPENDED, parameters=(Parameter(OVERRIDE.name, OVERRIDE.says, TEXT, True, "header"), *APPEND), refusals=BRINGS,
-        rewords=True, content=BODIES, summary="PATCH, HEAD or DELETE for clients that cannot send them."),
+        APPENDED, parameters=(OVERRIDE, *APPEND), refusals=BRINGS, rewords=True, content=BODIES,
+        summary="PATCH, HEAD or DELETE for clients that cannot send them."),
     "PATCH /files/{upload_id}": Described(
         {status: APPENDED[status] for status in (202, 204)}, parameters=APPEND, refusals=BRINGS, rewords=True,
         content=BODIES, summary="Bytes at an offset."),

@@ -2,9 +2,11 @@
 
 import ast
 import json
+import sqlite3
 import stat
 import sys
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import requests
 from joserfc import jws
 
+from server.errors import AppError
 from server.sessions.receipts import keep_key, new_key, open_signer
 from tests import builders
 from tests.alone import VERIFIER, keys_file, verify_alone
@@ -108,6 +111,19 @@ def test_a_key_of_the_first_release_goes_on_signing_until_it_is_rotated(tmp_path
     assert open_signer(tmp_path).kid == newer.thumbprint()
 
 
+def test_a_key_that_cannot_be_read_stops_no_server_that_signs_but_its_next_start(tmp_path: Path) -> None:
+    keep_key(tmp_path, good := new_key())
+    signer = open_signer(tmp_path)
+    assert signer.kid == good.thumbprint()
+    (tmp_path / "broken.json").write_text("{}")
+    assert kid_of(signer.sign({})) == good.thumbprint()
+    with pytest.raises(AppError, match=r"broken\.json is no signing key"):
+        open_signer(tmp_path).sign({})
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert kid_of(signer.sign({})) == good.thumbprint()
+
+
 def test_a_rotation_is_audited_and_no_key_shows_its_private_part(server: Server) -> None:
     told = server.command("keys", "rotate", "--reason", "somebody left")
     assert server.command("audit", "verify").returncode == 0
@@ -140,6 +156,14 @@ def test_an_image_that_came_by_c_store_is_signed_when_asked_for_and_once(server:
     (tmp_path / "r.jws").write_text(first.json()["receipt"])
     assert server.command("audit", "verify", "--receipt", str(tmp_path / "r.jws")).returncode == 0
     assert server.api("GET", "/images/1/receipt/").json() == first.json()
+    with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database:
+        for statement in (
+            "UPDATE image_receipt SET receipt = ''",
+            "DELETE FROM image_receipt",
+            "INSERT OR REPLACE INTO image_receipt SELECT image_id, site, '', signed_at FROM image_receipt",
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                database.execute(statement)
     # the file that was sent is told by its data set, for its meta information was written anew on the way
     keys = keys_file(server, tmp_path / "jwks.json")
     assert verify_alone("--keys", keys, str(tmp_path / "r.jws"), "--file", str(path)).returncode == 0

@@ -346,6 +346,13 @@ async def test_a_scrub_reads_everything_once_and_finds_every_damage(
     assert blobs.begun == begun
 
 
+async def test_a_scrub_ends_also_when_the_clock_is_set_back(store: Store, blobs: GatedBlobs, checker: Checker) -> None:
+    for number in range(3):
+        await keep(store, bytes([number]))
+    done = await scrubber_of(store, checker).scrub("9999-01-01T00:00:00.000Z")  # all that it reads is older
+    assert (done.blobs, blobs.begun) == (3, 3)
+
+
 async def test_a_scrub_reads_what_was_left_alone_and_not_what_an_ack_has_read(
     store: Store, blobs: GatedBlobs, checker: Checker
 ) -> None:

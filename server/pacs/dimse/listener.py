@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from socket import IPPROTO_TCP, TCP_NODELAY
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from pydicom.dataset import Dataset
@@ -25,6 +25,7 @@ from pynetdicom.sop_class import Verification
 from server.pacs.dimse.statuses import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
 
 log = structlog.get_logger()
+T = TypeVar("T")
 MAX_PDU_BYTES = 128 * 1024
 RECEIVE_TIMEOUT_S = 120.0
 LAST_ANSWER_S = 1.0
@@ -80,14 +81,17 @@ class StoreOutcome:
 
 
 Receive = Callable[[Received], Awaitable[StoreOutcome]]
+Refused = Callable[[str, str], Awaitable[None]]
+"""Hears of an unknown AE title and its address, whose association was refused."""
 
 
 class DicomListener:
     """Listens from `start` to `close`; `receive` runs on the event loop that started it."""
 
-    def __init__(self, settings: ListenerSettings, receive: Receive) -> None:
+    def __init__(self, settings: ListenerSettings, receive: Receive, refused: Refused) -> None:
         self._settings = settings
         self._receive = receive
+        self._refused = refused
         self._server: Any = None  # pynetdicom's, which has no types
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running = 0
@@ -156,6 +160,8 @@ class DicomListener:
             return
         log.warning("dicom.refused", calling_ae_title=title, address=address, paste=(
             f'[[dicom.peers]]\nae_title = "{title}"\nhost = "{address}"\nport = 104'))
+        assert self._loop is not None, "start() came first"
+        asyncio.run_coroutine_threadsafe(_awaited(self._refused(title, address)), self._loop)
         # rejected-permanent, service-user, calling-AE-title-not-recognized (PS3.8 §9.3.4)
         association.acse.send_reject(0x01, 0x01, 0x03)
         association.kill()
@@ -210,5 +216,5 @@ class DicomListener:
             Path(path).unlink(missing_ok=True)
 
 
-async def _awaited(outcome: Awaitable[StoreOutcome]) -> StoreOutcome:
+async def _awaited(outcome: Awaitable[T]) -> T:
     return await outcome
