@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from server import config
 from server.app import VERSION
-from server.commands import checks, doctor, keeping, keys, scrub, tokens, webhook
+from server.commands import audit, checks, doctor, keeping, keys, scrub, tokens, webhook
 from server.commands.terminal import ConfigOption, errors, make_private, out
 from server.errors import AppError, ConfigurationError
 from server.logs import log_to_stderr
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 app = typer.Typer(name="packhorse", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Takes medical images over bad lines and says when the local copy may be deleted.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
-for name, group in (("config", config_app), ("token", tokens.app), ("audit", checks.audit_app),
+for name, group in (("config", config_app), ("token", tokens.app), ("audit", audit.app),
                     ("receipt", checks.receipt_app), ("keys", keys.app), ("webhook", webhook.app)):
     app.add_typer(group, name=name)
 

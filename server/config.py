@@ -84,7 +84,8 @@ def check_places(settings: Settings) -> None:
 
     ConfigurationError.
     """
-    places = {"storage.database": settings.data_path, "storage.blobs": settings.blobs_path}
+    places = {"storage.database": settings.data_path, "storage.blobs": settings.blobs_path,
+              "audit.head": settings.audit_head_path.parent}
     for key, wanted in places.items():
         folder = next((one for one in (wanted, *wanted.parents) if _is_there(one)), Path("/"))
         if not folder.is_dir():

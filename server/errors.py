@@ -76,6 +76,7 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "render_failed": Meaning(422, False, "The image cannot be shown"),
     "content_refused": Meaning(422, False, "The content was refused"),
     "chunk_checksum_mismatch": Meaning(460, True, "The checksum of the chunk does not match"),
+    "too_many_streams": Meaning(503, True, "Too many listen already"),
     "too_many_uploads": Meaning(503, True, "Too many uploads at once"),
     "internal_error": Meaning(500, True, "Something broke on our side"),
     "upload_interrupted": Meaning(500, True, "The connection was lost; what arrived is kept"),

@@ -49,6 +49,16 @@ class Gate:
         request[PRINCIPAL] = who
         return await handler(request)
 
+    async def still_lets_in(self, request: web.Request) -> bool:
+        """Whether who was let in still would be: for an answer that goes on for long."""
+        access = access_of(request.match_info, verb_of(request))
+        try:
+            bearer = await self._proof(request, verb_of(request), access)
+            check(access, bearer.principal)
+        except RequestError:
+            return False
+        return not bearer.expired
+
     async def _proof(self, request: web.Request, verb: str, access: Access) -> Bearer:
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         if authorization is None and not self._authenticator.lets_everybody_in:

@@ -10,13 +10,14 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from server.settings import Settings
+from server.settings import AUDIT_HEAD, Settings
 
 OTHERS = 0o077
 """The bits of everybody but the owner."""
 SECRET_BYTES = 32
 FOLDERS = frozenset({"keys", "metrics", "spool"})
-FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", "urls.secret"})
+FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", "urls.secret", AUDIT_HEAD,
+                   f"{AUDIT_HEAD}.lock"})
 
 
 def own_alone() -> None:

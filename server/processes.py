@@ -74,6 +74,8 @@ async def serve_in_processes(
             print("stopping: letting running uploads save what arrived", flush=True)  # noqa: T201 - for the terminal
         finally:
             await supervisor.close()
+        async with open_services(settings) as (services, _tasks):
+            await services.audit_head.close()
 
 
 class _ReservedPort:

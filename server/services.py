@@ -5,10 +5,14 @@ from datetime import timedelta
 
 from aiohttp import web
 
+from server.auditing.head import AuditHead
 from server.connections import Connections
 from server.entrance.handlers import TokenHandlers
 from server.entrance.login import LoginHandlers
 from server.entrance.service import TokenService, deriving
+from server.events.feed import Feed
+from server.events.handlers import EventHandlers
+from server.events.studies import Studies
 from server.gate import Gate
 from server.identity.attempts import Attempts
 from server.identity.authenticator import Authenticator
@@ -89,6 +93,9 @@ class Services:
     worker: Worker
     webhooks: Webhooks
     scrubber: Scrubber
+    audit_head: AuditHead
+    feed: Feed
+    studies: Studies
     listener: DicomListener | None
     counts: Counts
     shared: Shared
@@ -105,6 +112,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     signatures = Signatures(url_key)
     issuer = Issuer(settings.auth.oidc) if settings.auth.oidc.issuer else None
     authenticator = Authenticator(store, settings.auth.mode, signatures, attempts, issuer)
+    gate = Gate(authenticator, base_url)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
     quarantines = settings.orders.on_contradiction == "quarantine"
@@ -133,13 +141,15 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     forwarder = Forwarder(store, {
         one.name: DicomDestination(one.name, one.ae_title, one.host, one.port, settings.dicom.ae_title)
         for one in settings.forward.destinations})
-    webhooks = Webhooks(store, tuple(Webhook(one.url, one.secret, tuple(one.events)) for one in settings.webhooks))
+    webhooks = Webhooks(
+        store, tuple(Webhook(one.url, one.secret, tuple(one.events)) for one in settings.webhooks),
+        settings.http.public_url)
     calls = webhooks.job_kinds()
     worker = Worker(store, {"ingest": completion.run_job, "forward": forwarder.run_job,
                             **dict.fromkeys(calls, webhooks.run_job)},
                     at_once=calls, backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"), received=counts.received("dimse"))
-    reads = Reads(store)
+    reads, feed = Reads(store), Feed(store, settings.events.max_streams)
     links, pace = Links(base_url), Pace(given.progress_floor_bytes_per_s, given.progress_window_s)
     tus = TusHandlers(uploads, intake, links, replace(pace, received=counts.received("tus")), max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, replace(pace, received=counts.received("rufh")), max_size_bytes)
@@ -157,12 +167,15 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         *WebhookHandlers(webhooks).routes(),
         *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
         *LoginHandlers(store, attempts, base_url).routes(),
+        *EventHandlers(feed, base_url, gate.still_lets_in).routes(),
     )
     return Services(
-        settings, store, signer, authenticator, Gate(authenticator, base_url), uploads, upkeep,
+        settings, store, signer, authenticator, gate, uploads, upkeep,
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         Scrubber(store, checker, mib_per_s=settings.integrity.scrub_mib_per_s,
                  every_days=settings.integrity.scrub_every_days),
+        AuditHead(store, settings.audit_head_path, signer.sign), feed,
+        Studies(store, timedelta(seconds=settings.events.study_stable_s)),
         _listener(settings, arrivals, RefusedCallers(store)), counts, Shared(settings.data_path / "metrics", counts),
         routes)
 

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from server.errors import ConfigurationError
 
+AUDIT_HEAD = "audit-head.jws"
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -145,6 +146,12 @@ class Auth(Section):
     oidc: Oidc = Oidc()
 
 
+class Audit(Section):
+    """`[audit]`: the audit chain."""
+
+    head: str = ""
+
+
 class Uploads(Section):
     """`[uploads]`: limits of what comes in."""
 
@@ -213,12 +220,21 @@ class Log(Section):
     format: Literal["json", "text"] = "json"
 
 
+class Events(Section):
+    """`[events]`: what is told to those who listen."""
+
+    study_stable_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    max_streams: Annotated[int, Field(gt=0, le=100_000)] = 200
+
+
 class Webhook(Section):
     """`[[webhooks]]`: who is told what happens."""
 
     url: Annotated[str, Field(max_length=2000), AfterValidator(_url)]
     secret: Annotated[str, Field(repr=False), AfterValidator(_webhook_secret)]  # empty: calls go unsigned
-    events: list[Literal["*", "session.synced", "session.failed", "image.stored"]] = ["*"]
+    events: list[Literal[
+        "*", "session.synced", "session.failed", "image.stored", "study.stable", "order.complete", "forward.delivered",
+        "forward.parked", "integrity.alarm"]] = ["*"]
 
 
 class Settings(BaseSettings):
@@ -230,11 +246,13 @@ class Settings(BaseSettings):
     dicom: Dicom = Dicom()
     storage: Storage = Storage()
     auth: Auth = Auth()
+    audit: Audit = Audit()
     uploads: Uploads = Uploads()
     integrity: Integrity = Integrity()
     orders: Orders = Orders()
     forward: Forward = Forward()
     log: Log = Log()
+    events: Events = Events()
     webhooks: list[Webhook] = []
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
@@ -270,6 +288,11 @@ class Settings(BaseSettings):
     def data_path(self) -> Path:
         """The folder of everything else: the admin token, the signing key, the spool."""
         return self.database_path.parent
+
+    @property
+    def audit_head_path(self) -> Path:
+        """The file of the audit chain's signed head."""
+        return self._base / self.audit.head if self.audit.head else self.data_path / AUDIT_HEAD
 
     @property
     def require_known_peers(self) -> bool:

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 SWEEP_S = 60.0
 EXPIRY_S = 5.0
 EVENTS_S = 0.5
+HEAD_S = 1.0
 USES_S = 5.0
 FORGET_S = 3600.0
 GRACE_S = 10.0
@@ -78,6 +79,7 @@ async def running(settings: Settings, kinds: frozenset[Kind] = ALL) -> AsyncIter
             code = await admin_code(services.store, token_path) if shows_secrets(settings) else None
             async with working(services, tasks, kinds) as (http_port, dicom_port):
                 yield Running(settings, http_port, dicom_port, token_path, token, code)
+            await services.audit_head.close()
 
 
 async def prepare(services: Services) -> tuple[Path, str | None]:
@@ -85,8 +87,10 @@ async def prepare(services: Services) -> tuple[Path, str | None]:
     token = await first_token(services.store, services.settings.data_path)
     await services.store.write(jobs.release_all)
     await services.webhooks.begin()
+    await services.studies.begin()
     services.shared.begin()
     await services.upkeep.clean_staging()
+    await services.audit_head.open()
     return token
 
 
@@ -96,8 +100,10 @@ async def working(
 ) -> AsyncIterator[tuple[int | None, int | None]]:
     """Do what `kinds` say: gives the HTTP and DICOM ports. `shares_port`: other processes listen on it too."""
     async with AsyncExitStack() as stack:
+        tasks.spawn(every(HEAD_S, "audit head", services.audit_head.renew), "renew-audit-head")
         http_port = None
         if Kind.HTTP in kinds:
+            tasks.spawn(services.feed.run(), "feed")
             http_port = await stack.enter_async_context(_http(services, shares_port))
             tasks.spawn(every(USES_S, "token uses", services.authenticator.uses.flush), "note-token-uses")
         dicom_port = await stack.enter_async_context(_dicom(services)) if Kind.DICOM in kinds else None
@@ -105,6 +111,7 @@ async def working(
             services.worker.start(tasks)
             stack.callback(services.worker.stop)
             tasks.spawn(every(EVENTS_S, "webhooks", lambda: _tell(services)), "gather-events")
+            tasks.spawn(every(EVENTS_S, "studies", services.studies.sweep), "watch-studies")
             tasks.spawn(every(EXPIRY_S, "uploads", services.expiry.sweep), "expire-uploads")
             if services.scrubber.period_s is not None:
                 tasks.spawn(every(services.scrubber.period_s, "scrub", services.scrubber.sweep), "scrub")
@@ -138,6 +145,7 @@ async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
     finally:
         listening.close()
         services.locks.stop_all()
+        services.feed.stop()
         await runner.cleanup()
         await services.uploads.flush_all()
         await services.authenticator.uses.flush()

@@ -1,34 +1,31 @@
 """The audit table: appends rows to the hash chain, reads them, walks the chain. Never changes a row."""
 
-import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, bindparam, insert, select, update
 
+from storage import chain
+from storage.chain import Anchor, ChainReport
 from storage.database.base import at_unit_end, learned
 from storage.database.prepared import Prepared, inserting
-from storage.records import AuditEntry, AuditPosition, timestamp
-from storage.tables import audit
+from storage.errors import Conflict
+from storage.records import DEFAULT_SITE, AuditEntry, AuditPosition, timestamp
+from storage.tables import audit, chain_cursor
 
-GENESIS = "0" * 64
-"""`previous_hash` of the first row."""
 _HEAD = Prepared(select(audit.c.seq, audit.c.row_hash).order_by(audit.c.seq.desc()).limit(1))
+_HASH = Prepared(select(audit.c.row_hash).where(audit.c.seq == bindparam("wanted")))
 _APPEND = inserting(audit)
-
-
-_HASHED = ("seq", "site", "at", "action", "actor", "subject", "peer", "outcome", "detail", "previous_hash")
 _HEAD_KEY, _MOMENT_KEY, _WAITING_KEY = "audit head", "audit moment", "audit rows"
 MOST_AT_ONCE = 16
 # made once: json.dumps() makes an encoder for every call that wants other than the defaults
-_canonical = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _sorted = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
-
-
-def _hash(values: dict[str, Any]) -> str:
-    return hashlib.sha256(_canonical([values[name] for name in _HASHED]).encode()).hexdigest()
+_EACH = Prepared(select(*(audit.c[name] for name in chain.COLUMNS)).order_by(audit.c.seq).where(
+    audit.c.seq.between(bindparam("first"), bindparam("last"))))
+LEAST, MOST = -(2**63), 2**63 - 1
+"""Every number that a seq may be, also where somebody else put it there."""
 
 
 def append(tx: Connection, entry: AuditEntry) -> AuditPosition:
@@ -37,7 +34,7 @@ def append(tx: Connection, entry: AuditEntry) -> AuditPosition:
     The rows of one unit are written together at its end; rows of one transaction tell one time.
     """
     known = learned(tx)
-    seq, previous = known.get(_HEAD_KEY) or _HEAD.first(tx) or (0, GENESIS)
+    seq, previous = known.get(_HEAD_KEY) or _HEAD.first(tx) or (0, chain.GENESIS)
     moment = known.get(_MOMENT_KEY)
     if moment is None:
         moment = known[_MOMENT_KEY] = timestamp()
@@ -47,7 +44,7 @@ def append(tx: Connection, entry: AuditEntry) -> AuditPosition:
         "subject": entry.subject, "peer": entry.peer, "outcome": entry.outcome, "detail": detail,
         "previous_hash": previous,
     }
-    row_hash = values["row_hash"] = _hash(values)
+    row_hash = values["row_hash"] = chain.row_hash(**values)
     known[_HEAD_KEY] = seq + 1, row_hash
     waiting = known.get(_WAITING_KEY)
     if waiting is None:
@@ -63,6 +60,18 @@ def _write(tx: Connection) -> None:
         _APPEND.insert_all(tx, rows[start : start + MOST_AT_ONCE])
 
 
+def newest(tx: Connection) -> AuditPosition:
+    """The last row; (0, GENESIS) where there is none."""
+    _write(tx)
+    return AuditPosition(*(_HEAD.first(tx) or (0, chain.GENESIS)))
+
+
+def hash_of(tx: Connection, seq: int) -> str | None:
+    """The hash of a row; None where there is none."""
+    found = _HASH.first(tx, wanted=seq)
+    return found[0] if found else None
+
+
 def of_subject(tx: Connection, subject: str) -> list[dict[str, Any]]:
     """The rows of one subject in order, `detail` as an object."""
     _write(tx)
@@ -70,43 +79,59 @@ def of_subject(tx: Connection, subject: str) -> list[dict[str, Any]]:
     return [{**row._mapping, "detail": json.loads(row.detail)} for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
-class ChainReport:
-    """What a walk of the chain found: how many rows are good, and the first fault in words."""
+def verify(
+    tx: Connection, anchors: Iterable[Anchor] = (), end: Anchor | None = None, part: tuple[int, int | None] = (0, None)
+) -> ChainReport:
+    """Walk the chain, and compare it with what is known of it elsewhere. Stops at the first fault; see chain.walk.
 
-    rows: int
-    fault: str | None
-
-
-def verify(tx: Connection, expected: dict[int, str] | None = None) -> ChainReport:
-    """Walk the chain; `expected` gives row hashes by seq that receipts name. Stops at the first fault."""
+    `part`: only the rows behind one seq and up to another, all of which must be there; None: to the end.
+    """
     _write(tx)
-    rows = tx.execute(select(audit).order_by(audit.c.seq).execution_options(yield_per=1000))
-    count, previous, wanted = 0, GENESIS, dict(expected or {})
-    for row in rows:
-        fault = _fault(row, count + 1, previous)
-        if fault is None and wanted.pop(row.seq, row.row_hash) != row.row_hash:
-            fault = f"row {row.seq} is not the one that a receipt names"
-        if fault:
-            return ChainReport(count, fault)
-        count, previous = count + 1, row.row_hash
-    if wanted:
-        return ChainReport(count, f"row {min(wanted)}, which a receipt names, is missing")
-    return ChainReport(count, None)
+    after, until = part
+    before = list(_readable(_EACH.each(tx, first=after, last=after), after - 1)) if after else []
+    rows = _EACH.each(tx, first=after + 1 if after else LEAST, last=MOST if until is None else until)
+    start = (after, before[0][-1] if before else chain.GENESIS)
+    return chain.walk(_readable(rows, after), lambda seq: _around(tx, seq), anchors, end, start=start, until=until)
 
 
-def _fault(row: Row[Any], seq: int, previous: str) -> str | None:  # a row of the audit table
-    if row.seq != seq:
-        return f"row {seq} is missing"
-    if row.previous_hash != previous:
-        return f"row {seq} does not follow the row before it"
-    if _hash(dict(row._mapping)) != row.row_hash:
-        return f"row {seq} was changed"
-    return None
+def _readable(rows: Iterator[chain.Row], after: int) -> Iterator[chain.Row]:
+    """The rows behind `after`; in the place of one whose text is no text, a row of nothing, which is the last."""
+    seq = after
+    try:
+        for row in rows:
+            yield row
+            seq = row[0]
+    except sqlite3.OperationalError as error:
+        if "decode" not in str(error):
+            raise
+        yield (seq + 1, *[None] * 10)
 
 
-def after(tx: Connection, seq: int, limit: int) -> Iterator[dict[str, Any]]:
-    """Up to `limit` rows after `seq`, in order."""
+def _around(tx: Connection, seq: int) -> list[chain.Row]:
+    return list(_readable(_EACH.each(tx, first=seq - 2, last=seq + 1), seq))
+
+
+def after(tx: Connection, seq: int, limit: int, actions: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Up to `limit` rows after `seq`, in order; of these actions only, if some are named."""
     _write(tx)
-    for row in tx.execute(select(audit).where(audit.c.seq > seq).order_by(audit.c.seq).limit(limit)):
-        yield dict(row._mapping)
+    query = select(audit).where(audit.c.seq > seq).order_by(audit.c.seq).limit(limit)
+    if actions:
+        query = query.where(audit.c.action.in_(actions))
+    return [dict(row._mapping) for row in tx.execute(query)]
+
+
+def place(tx: Connection, reader: str) -> int:
+    """The row up to which `reader` has read; at first the newest one, for history is told to nobody."""
+    seq = tx.execute(select(chain_cursor.c.seq).where(chain_cursor.c.name == reader)).scalar()
+    if seq is None:
+        seq = newest(tx).seq
+        tx.execute(insert(chain_cursor).values(name=reader, site=DEFAULT_SITE, seq=seq))
+    return int(seq)
+
+
+def advance(tx: Connection, reader: str, expected: int, seq: int) -> None:
+    """Everything up to `seq` was read. Conflict when another process did that."""
+    changed = tx.execute(update(chain_cursor).where(
+        chain_cursor.c.name == reader, chain_cursor.c.seq == expected).values(seq=seq))
+    if changed.rowcount != 1:
+        raise Conflict("another process reads the chain")

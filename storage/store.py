@@ -43,6 +43,10 @@ class Store:
         """See Database.write."""
         return await self.database.write(unit, light=light)
 
+    async def flush(self) -> None:
+        """See Database.flush."""
+        await self.database.flush()
+
     async def held_bytes(self, upload: UploadRecord) -> int:
         """How many bytes of an open upload are there: all in its file while this boot lasts, the flushed ones after it.
 

@@ -407,11 +407,20 @@ signing_key = Table(
     _time("created_at", nullable=False),
 )
 
-webhook_cursor = Table(
-    "webhook_cursor", metadata,
+chain_cursor = Table(
+    "chain_cursor", metadata,
     Column("name", String(16), primary_key=True),
     _site(),
     Column("seq", BigInteger, nullable=False),
+)
+
+study_watch = Table(
+    "study_watch", metadata,
+    Column("site", String(64), primary_key=True),
+    Column("study_instance_uid", String(64), primary_key=True),
+    _time("last_image_at", nullable=False),
+    Column("told", Boolean, nullable=False),
+    Index("ix_study_watch_told", "told", "last_image_at"),
 )
 
 webhook_delivery = Table(

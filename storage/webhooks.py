@@ -1,13 +1,13 @@
-"""Units of work on webhooks: how far the audit chain was read, and what is told to whom."""
+"""Units of work on webhooks: what is told to whom."""
 
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, String, cast, func, insert, select, update
+from sqlalchemy import Connection, Row, String, cast, insert, select, update
 
-from storage.errors import Conflict, NotFound
-from storage.records import DEFAULT_SITE, DeliveryState, JobState, WebhookDeliveryRecord, timestamp
-from storage.tables import audit, job, webhook_cursor, webhook_delivery
+from storage.errors import NotFound
+from storage.records import DeliveryState, JobState, WebhookDeliveryRecord, timestamp
+from storage.tables import job, webhook_delivery
 
 _COLUMNS = [webhook_delivery.c[field.name] for field in fields(WebhookDeliveryRecord)]
 
@@ -16,22 +16,6 @@ def _record(row: Row[Any]) -> WebhookDeliveryRecord:  # a row of the webhook_del
     values = dict(row._mapping)
     values["state"] = DeliveryState(values["state"])
     return WebhookDeliveryRecord(**values)
-
-
-def cursor(tx: Connection) -> int:
-    """The audit row up to which everything was queued; at first the newest one, for history is not told."""
-    seq = tx.execute(select(webhook_cursor.c.seq)).scalar()
-    if seq is None:
-        seq = tx.execute(select(func.coalesce(func.max(audit.c.seq), 0))).scalar_one()
-        tx.execute(insert(webhook_cursor).values(name="webhooks", site=DEFAULT_SITE, seq=seq))
-    return int(seq)
-
-
-def advance(tx: Connection, expected: int, seq: int) -> None:
-    """Everything up to `seq` is queued. Conflict when another process did that."""
-    changed = tx.execute(update(webhook_cursor).where(webhook_cursor.c.seq == expected).values(seq=seq))
-    if changed.rowcount != 1:
-        raise Conflict("another process reads the chain")
 
 
 def add(tx: Connection, site: str, webhook: str, event_id: str, event: str, body: str) -> int:

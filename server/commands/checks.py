@@ -1,4 +1,4 @@
-"""`packhorse fsck`, `audit`, `receipt`: what the store holds is looked at, and told. Mends nothing in it."""
+"""`packhorse fsck`, `receipt`: what the store holds is looked at, and told. Mends nothing in it."""
 
 import sys
 from pathlib import Path
@@ -8,18 +8,15 @@ import typer
 
 from server import config
 from server.commands.repairing import tell_remedies
-from server.commands.terminal import ConfigOption, errors, out, with_store
+from server.commands.terminal import ConfigOption, out, with_store
 from server.errors import AppError
 from server.health import Orphans, count_orphans
 from server.integrity.checking import Asks, Checker
 from server.sessions import receipts
-from server.settings import Settings
 from server.tus.locks import MachineLocks
-from storage import audit, tokens
+from storage import tokens
 from storage.store import Store
-from storage.triggers import missing_triggers
 
-audit_app = typer.Typer(no_args_is_help=True, help="The audit chain.")
 receipt_app = typer.Typer(no_args_is_help=True, help="Receipts.")
 
 
@@ -53,49 +50,26 @@ def fsck(
     raise typer.Exit(0 if found.is_sound and not left else 1)
 
 
-@audit_app.command("verify")
-def audit_verify(
-    config_file: ConfigOption = None,
-    receipt: Annotated[list[Path] | None, typer.Option(help="Receipts whose place in the chain is compared.")] = None,
-) -> None:
-    """Walk the audit chain; name the first bad, missing or foreign row."""
-    expected = {}
-    settings = config.load(config_file)
-    for path in receipt or []:
-        claims = _verified(settings, path)
-        expected[int(claims["audit_seq"])] = str(claims["audit_hash"])
-
-    async def work(store: Store) -> tuple[audit.ChainReport, list[str]]:
-        return await store.read(lambda tx: (audit.verify(tx, expected), missing_triggers(tx)))
-
-    report, dropped = with_store(settings, work)
-    for trigger in dropped:
-        errors.print(f"the trigger {trigger} is gone: somebody opened the lock")
-    if report.fault:
-        errors.print(f"after {report.rows} good rows: {report.fault}")
-    else:
-        out.print(f"{report.rows} rows, the chain is whole")
-    raise typer.Exit(1 if report.fault or dropped else 0)
-
-
 @receipt_app.command("verify")
 def receipt_verify(
     receipt: Annotated[Path, typer.Argument(help="A file with the receipt, or - for stdin.")],
     config_file: ConfigOption = None,
 ) -> None:
     """Tell whether a receipt is genuine, and what it says."""
-    out.print_json(data=_verified(config.load(config_file), receipt))
+    settings = config.load(config_file)
+    out.print_json(data=receipts.verify(text_of(receipt), with_store(settings, published_keys)))
 
 
-def _verified(settings: Settings, path: Path) -> dict[str, Any]:  # the claims of a receipt
+def text_of(path: Path) -> str:
+    """What a file holds, or stdin where it is -. AppError."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+        return sys.stdin.read() if str(path) == "-" else path.read_text()
     except OSError as error:
         raise AppError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise AppError(f"{path}: this is no receipt, for it is no text") from error
 
-    async def work(store: Store) -> list[dict[str, Any]]:
-        return await store.read(tokens.keys)
 
-    return receipts.verify(text, with_store(settings, work))
+async def published_keys(store: Store) -> list[dict[str, Any]]:
+    """Every public key that ever signed here."""
+    return await store.read(tokens.keys)

@@ -8,11 +8,14 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from server.auditing.head import AuditHead
 from server.config import check_places
 from server.errors import AppError
 from server.privacy import keep_private
+from server.sessions.receipts import open_signer
 from server.settings import Settings
-from storage import backends
+from storage import audit, backends
+from storage.records import AuditPosition
 from storage.store import Store
 
 T = TypeVar("T")
@@ -47,12 +50,22 @@ def with_store(settings: Settings, work: Callable[[Store], Coroutine[Any, Any, T
     async def run() -> T:
         store = backends.open_store(settings.database_path, settings.blobs_path)
         try:
-            return await work(store)
+            before = await store.read(audit.newest)
+            result = await work(store)
+            await _follow(settings, store, before)
+            return result
         finally:
             await store.close()
 
     with backends.naming(path):
         return asyncio.run(run())
+
+
+async def _follow(settings: Settings, store: Store, before: AuditPosition) -> None:
+    """The signed head goes along with the rows that a command wrote while no server ran."""
+    if settings.audit_head_path.exists() and await store.read(audit.newest) != before:
+        signer = open_signer(settings.data_path / "keys")
+        await AuditHead(store, settings.audit_head_path, signer.sign).follow(before)
 
 
 def _missing(path: Path, what: str) -> AppError:

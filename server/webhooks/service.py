@@ -7,18 +7,18 @@ delays nobody else.
 
 import asyncio
 import hashlib
+import json
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 import aiohttp
 from sqlalchemy import Connection
 
 from server.auth import Principal, Role
 from server.errors import RequestError
-from server.webhooks.events import Event, event_of
+from server.event_rows import ACTIONS, KINDS, Event, events_of
 from server.webhooks.signing import signed_headers
 from server.worker import Done, Later
 from storage import audit, jobs, webhooks
@@ -31,6 +31,10 @@ GIVEN_UP_AFTER = timedelta(days=3)
 GIVEN_UP_ATTEMPTS = 400
 """About what fits into that time. Both must be over, so that neither a clock that jumps nor a late resend gives up."""
 NOT_CONFIGURED = "no such webhook is configured"
+READER = "webhooks"
+"""Whose place in the chain it is."""
+TOLD = frozenset(KINDS) - {"session.status"}
+"""What is told by webhooks: nobody is called for each step of a session."""
 AT_ONCE = 2
 """Calls to one receiver at once."""
 ANY = "webhook"
@@ -52,7 +56,7 @@ class Webhook:
 
     def wants(self, kind: str) -> bool:
         """Whether it asked for such events."""
-        return "*" in self.events or kind in self.events
+        return kind in TOLD and ("*" in self.events or kind in self.events)
 
 
 async def post(session: aiohttp.ClientSession, webhook: Webhook, event_id: str, body: bytes) -> int:
@@ -67,8 +71,9 @@ async def post(session: aiohttp.ClientSession, webhook: Webhook, event_id: str, 
 class Webhooks:
     """The use cases."""
 
-    def __init__(self, store: Store, receivers: tuple[Webhook, ...]) -> None:
+    def __init__(self, store: Store, receivers: tuple[Webhook, ...], public_url: str = "") -> None:
         self._store = store
+        self._public_url = public_url.rstrip("/")
         self._receivers = {one.url: one for one in receivers}
 
     def job_kinds(self) -> dict[str, int]:
@@ -85,7 +90,7 @@ class Webhooks:
         """
         await self._store.write(lambda tx: webhooks.park_all_but(tx, list(self._receivers), NOT_CONFIGURED))
         if self._receivers:
-            await self._store.write(webhooks.cursor)
+            await self._store.write(lambda tx: audit.place(tx, READER))
 
     async def gather(self) -> set[str]:
         """Read the audit chain on from where it was left, and queue what receivers want to hear.
@@ -96,15 +101,19 @@ class Webhooks:
         if not self._receivers:
             return queued
         while True:
-            seq = await self._store.write(webhooks.cursor)
-            rows = await self._store.read(partial(_rows_after, seq))
-            if not rows:
+            seq, last, events = await self._store.read(_news)
+            if last == seq:
                 return queued
-            events = [event for row in rows if (event := event_of(row)) is not None]
             wanted = [(event, one) for event in events for one in self._receivers.values() if one.wants(event.kind)]
-
-            await self._store.write(partial(_queue, seq, rows[-1]["seq"], wanted))
+            await self._store.write(partial(self._queue, seq, last, wanted))
             queued |= {one.job_kind for _event, one in wanted}
+
+    def _queue(self, seq: int, last: int, wanted: list[tuple[Event, Webhook]], tx: Connection) -> None:
+        audit.advance(tx, READER, seq, last)
+        for event, receiver in wanted:
+            body = json.dumps(event.body(self._public_url), separators=(",", ":"))
+            delivery_id = webhooks.add(tx, event.site, receiver.url, event.event_id, event.kind, body)
+            jobs.enqueue(tx, event.site, receiver.job_kind, str(delivery_id))
 
     async def run_job(self, job: JobRecord) -> Done | Later:
         """Send one delivery; a receiver that answers 410 wants no more of it."""
@@ -174,12 +183,8 @@ def _is_hopeless(delivery: WebhookDeliveryRecord) -> bool:
             and delivery.created_at < timestamp(now() - GIVEN_UP_AFTER))
 
 
-def _rows_after(seq: int, tx: Connection) -> list[dict[str, Any]]:
-    return list(audit.after(tx, seq, BATCH_ROWS))
-
-
-def _queue(seq: int, last: int, wanted: list[tuple[Event, Webhook]], tx: Connection) -> None:
-    webhooks.advance(tx, seq, last)
-    for event, receiver in wanted:
-        delivery_id = webhooks.add(tx, event.site, receiver.url, event.event_id, event.kind, event.body)
-        jobs.enqueue(tx, event.site, receiver.job_kind, str(delivery_id))
+def _news(tx: Connection) -> tuple[int, int, list[Event]]:
+    """(how far was read, how far this goes, the events in between)."""
+    seq, last = audit.place(tx, READER), audit.newest(tx).seq
+    rows = audit.after(tx, seq, BATCH_ROWS, ACTIONS)
+    return seq, rows[-1]["seq"] if len(rows) == BATCH_ROWS else last, events_of(tx, rows)

@@ -60,6 +60,10 @@ class Database(Protocol):
         """Like `read`, at once in the caller's own thread: for a few rows by their keys, on the event loop."""
         ...
 
+    async def flush(self) -> None:
+        """Whatever was committed until now, light units too, is on the medium. FlushFailed."""
+        ...
+
     async def close(self) -> None:
         """Finish what was begun, then let go of every resource."""
         ...

@@ -5,7 +5,7 @@ one on the driver's connection costs about 10 µs. On any other database the sta
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Select, Update
@@ -88,6 +88,13 @@ class Prepared:
             return [tuple(row) for row in tx.execute(self._statement, values)]
         compiled, cursor = self._cursor(tx, values)
         return [compiled.decoded(row) for row in cursor.fetchall()]
+
+    def each(self, tx: Connection, **values: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows of a select, one after another, as the driver gives them: for more rows than fit into memory."""
+        if tx.dialect.name != "sqlite":
+            return (tuple(row) for row in tx.execute(self._statement, values))
+        compiled, cursor = self._cursor(tx, values)
+        return map(compiled.decoded, cursor) if compiled.decoders else cursor
 
     def first(self, tx: Connection, **values: Any) -> tuple[Any, ...] | None:
         """The first row of a select."""

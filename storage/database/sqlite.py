@@ -26,7 +26,7 @@ from sqlalchemy.pool import NullPool
 from storage.database.base import end_unit, forget
 from storage.database.prepared import sqlite_failure
 from storage.durations import COMMITS
-from storage.errors import StorageError, StorageIO
+from storage.errors import FlushFailed, StorageError, StorageIO
 
 T = TypeVar("T")
 GROUP_UNITS = 256
@@ -46,7 +46,7 @@ def translate(error: Exception) -> Exception:
     return sqlite_failure(cause) if isinstance(cause, sqlite3.Error) else error
 
 
-def _connect(path: Path, *, read_only: bool) -> Connection:
+def connect(path: Path, *, read_only: bool) -> Connection:
     """A connection whose transactions we begin and end ourselves, by statements of SQLite."""
     engine = create_engine(
         f"sqlite:///{path}", poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True,
@@ -113,7 +113,7 @@ class SqliteDatabase:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._units: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
-        self._writer = _connect(path, read_only=False)
+        self._writer = connect(path, read_only=False)
         self._flushes = True
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._reading = threading.local()
@@ -141,7 +141,7 @@ class SqliteDatabase:
     def _read(self, unit: Callable[[Connection], T]) -> T:
         connection: Connection | None = getattr(self._reading, "connection", None)
         if connection is None:
-            connection = self._reading.connection = _connect(self._path, read_only=True)
+            connection = self._reading.connection = connect(self._path, read_only=True)
             self._opened.append(connection)
         driver = driver_of(connection)
         try:
@@ -155,6 +155,20 @@ class SqliteDatabase:
                 forget(connection)
         except (DBAPIError, sqlite3.Error) as error:
             raise translate(error) from error
+
+    async def flush(self) -> None:
+        """Flush the log: what had left it went to its place after a flush of its own."""
+        await asyncio.to_thread(self._flush_log)
+
+    def _flush_log(self) -> None:
+        with suppress(FileNotFoundError):  # nothing was committed
+            descriptor = os.open(self._path.with_name(self._path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                raise FlushFailed(f"the database's log could not be flushed: {error.strerror}") from error
+            finally:
+                os.close(descriptor)
 
     async def close(self) -> None:
         """Commit what is queued, then close every connection."""

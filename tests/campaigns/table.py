@@ -2,6 +2,7 @@
 
 from tests.campaigns.clinic import cut_uploads, dicom_objects, identical_creations, killed_servers
 from tests.campaigns.documented import documented_answers
+from tests.campaigns.history import million_audit_rows, mutated_audit_chains
 from tests.campaigns.hostile import fuzzed_requests, half_open_and_slow_clients, hostile_names
 from tests.campaigns.integrity import damaged_blobs, receipts_of_strangers
 from tests.campaigns.lines import broken_lines, kills_under_load, racing_patches, takeovers
@@ -19,6 +20,8 @@ CAMPAIGNS = {
     fuzzed_requests: 100_000,
     hostile_names: 2000,
     half_open_and_slow_clients: 1200,
+    million_audit_rows: 1_000_000,
+    mutated_audit_chains: 10_000,
     damaged_blobs: 1000,
     receipts_of_strangers: 10_000,
     documented_answers: 20_000,

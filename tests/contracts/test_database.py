@@ -1,13 +1,21 @@
 """What every Database must keep (storage.database.base), and what the triggers refuse; SQLite so far."""
 
 import asyncio
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 
-from storage import audit
+from storage import audit, chain, walks
 from storage.backends import open_store
+from storage.chain import Anchor, ChainReport
 from storage.errors import Conflict, Refused, StorageError
 from storage.records import AuditEntry, timestamp
 from storage.store import Store
@@ -128,6 +136,9 @@ async def test_a_dropped_trigger_is_named(store: Store) -> None:
         ("UPDATE audit SET actor = 'x' WHERE seq = 3", "row 3 was changed"),
         ("DELETE FROM audit WHERE seq = 3", "row 3 is missing"),
         ("UPDATE audit SET row_hash = previous_hash WHERE seq = 3", "row 3 was changed"),
+        ("UPDATE audit SET actor = CAST(x'ff' AS TEXT) WHERE seq = 3", "row 3 does not follow"),
+        ("UPDATE audit SET actor = x'ff' WHERE seq = 3", "row 3 was changed"),
+        ("UPDATE audit SET seq = -7 WHERE seq = 3", "row -7 does not belong"),
         ("UPDATE audit SET previous_hash = row_hash WHERE seq = 3", "row 3 does not follow"),
     ],
 )
@@ -143,7 +154,69 @@ async def test_a_chain_that_somebody_touched_names_the_first_bad_row(store: Stor
 
 async def test_a_row_that_a_receipt_names_must_be_that_row(store: Store) -> None:
     position = await store.write(lambda tx: audit.append(tx, entry()))
-    good = await store.read(lambda tx: audit.verify(tx, {position.seq: position.row_hash}))
-    foreign = await store.read(lambda tx: audit.verify(tx, {position.seq: "0" * 64}))
-    missing = await store.read(lambda tx: audit.verify(tx, {99: "0" * 64}))
-    assert good.fault is None and foreign.fault and missing.fault
+
+    def with_receipt(seq: int, row_hash: str) -> Callable[[Connection], ChainReport]:
+        return lambda tx: audit.verify(tx, [Anchor(seq, row_hash, "a receipt")])
+
+    assert (await store.read(with_receipt(position.seq, position.row_hash))).fault is None
+    foreign = await store.read(with_receipt(position.seq, "0" * 64))
+    assert (foreign.bad_seq, foreign.fault) == (1, "row 1 is not the one that a receipt names")
+    missing = await store.read(with_receipt(99, "0" * 64))
+    assert (missing.bad_seq, missing.fault) == (2, "row 2 is missing: a receipt names row 99")
+
+
+async def test_behind_the_end_no_row_may_follow(store: Store) -> None:
+    end = await store.write(lambda tx: audit.append(tx, entry()))
+    anchor = Anchor(end.seq, end.row_hash, "the head")
+    assert (await store.read(lambda tx: audit.verify(tx, [], anchor))).fault is None
+    await store.write(lambda tx: audit.append(tx, entry("put in")))
+    report = await store.read(lambda tx: audit.verify(tx, [], anchor))
+    assert (report.bad_seq, report.fault) == (2, "row 2 is foreign: the head ended at row 1")
+    assert (await store.read(lambda tx: audit.verify(tx, [anchor]))).fault is None
+
+
+SELECT = "SELECT * FROM audit"
+
+
+def hurt(path: Path, statement: str) -> None:
+    """Change the file as somebody would who owns it."""
+    with closing(sqlite3.connect(path)) as database, database:
+        for name, _statement in sqlite_triggers():
+            database.execute(f"DROP TRIGGER IF EXISTS {name}")
+        database.executescript(statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "bad_seq"),
+    [
+        ("", None),
+        ("UPDATE audit SET actor = 'x' WHERE seq = 1", 1),
+        ("UPDATE audit SET actor = 'x' WHERE seq = 30", 30),
+        ("DELETE FROM audit WHERE seq = 50", 50),
+        ("DELETE FROM audit WHERE seq = 51", 51),
+        ("DELETE FROM audit WHERE seq BETWEEN 20 AND 80", 20),
+        ("DELETE FROM audit WHERE seq > 70", 71),
+        ("UPDATE audit SET seq = 1000000 WHERE seq = 100", 100),
+        ("UPDATE audit SET actor = CAST(x'ff' AS TEXT) WHERE seq = 75", 75),
+        (f"CREATE TABLE x AS {SELECT} WHERE seq = 9; UPDATE x SET seq = 101; INSERT INTO audit SELECT * FROM x", 101),
+    ],
+)
+async def test_parts_of_a_chain_that_are_walked_at_once_fit_together(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, bad_seq: int | None
+) -> None:
+    monkeypatch.setattr(walks, "ROWS_A_PROCESS", 10)
+    monkeypatch.setattr(walks.os, "cpu_count", lambda: 4)
+    end = (await store.write(lambda tx: [audit.append(tx, entry()) for _ in range(100)]))[-1]
+    await store.close()
+    hurt(tmp_path / "p.db", statement)
+    anchor = Anchor(end.seq, end.row_hash, "the head")
+    assert walks.verify(tmp_path / "p.db", [anchor], anchor).bad_seq == bad_seq
+    early = walks.verify(tmp_path / "p.db", [Anchor(10, "0" * 64, "a receipt")])
+    assert early.bad_seq == min(10, bad_seq or 10)
+
+
+@given(st.lists(st.one_of(st.text(), st.none()), min_size=9, max_size=9), st.integers(1, 2**62))
+def test_a_row_is_hashed_as_its_canonical_json(values: list[str | None], seq: int) -> None:
+    texts = [value if place in (4, 5) else value or "" for place, value in enumerate(values)]
+    canonical = json.dumps([seq, *texts], ensure_ascii=False, separators=(",", ":"))
+    assert chain.row_hash(seq, *texts) == hashlib.sha256(canonical.encode()).hexdigest()  # type: ignore[arg-type]
