@@ -101,7 +101,7 @@ class Operating:
         """Operators, and the addresses of `http.metrics_allow`. RequestError `unauthorized`, `forbidden`."""
         if is_in(request.remote, self._networks):
             return
-        bearer = await self._services.authenticator.identify(request.headers.get("Authorization"))
+        bearer = await self._services.authenticator.identify(request.headers.get("Authorization"), request.remote)
         if bearer.expired:
             raise RequestError("unauthorized", "the token has expired")
         bearer.principal.require(Role.OPERATOR)
