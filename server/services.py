@@ -44,6 +44,7 @@ from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
 from server.sessions.standing import UploadStanding
 from server.settings import Settings, peer_networks
+from server.tls import Certificate, certificate_of
 from server.tus.appending import Appender
 from server.tus.expiry import ExpirySweeper
 from server.tus.finishing import Finisher
@@ -84,6 +85,7 @@ class Services:
     webhooks: Webhooks
     scrubber: Scrubber
     listener: DicomListener | None
+    certificate: Certificate | None
     counts: Counts
     shared: Shared
     routes: tuple[web.RouteDef, ...]
@@ -151,8 +153,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         Scrubber(store, checker, mib_per_s=settings.integrity.scrub_mib_per_s,
                  every_days=settings.integrity.scrub_every_days),
-        _listener(settings, arrivals, RefusedCallers(store)), counts, Shared(settings.data_path / "metrics", counts),
-        routes)
+        _listener(settings, arrivals, RefusedCallers(store)), certificate_of(settings), counts,
+        Shared(settings.data_path / "metrics", counts), routes)
 
 
 def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:
