@@ -16,7 +16,10 @@ from storage.store import Store
 
 
 def _moment(text: str) -> str:
-    datetime.fromisoformat(text)
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError("must be a time, such as 2026-11-22T10:02:40Z") from error  # without what was sent
     return text
 
 
