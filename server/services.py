@@ -54,6 +54,7 @@ from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
 from server.sessions.standing import UploadStanding
 from server.settings import Settings, peer_networks
+from server.tls import Certificate, certificate_of
 from server.tus.appending import Appender
 from server.tus.expiry import ExpirySweeper
 from server.tus.finishing import Finisher
@@ -97,6 +98,7 @@ class Services:
     feed: Feed
     studies: Studies
     listener: DicomListener | None
+    certificate: Certificate | None
     counts: Counts
     shared: Shared
     routes: tuple[web.RouteDef, ...]
@@ -176,8 +178,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
                  every_days=settings.integrity.scrub_every_days),
         AuditHead(store, settings.audit_head_path, signer.sign), feed,
         Studies(store, timedelta(seconds=settings.events.study_stable_s)),
-        _listener(settings, arrivals, RefusedCallers(store)), counts, Shared(settings.data_path / "metrics", counts),
-        routes)
+        _listener(settings, arrivals, RefusedCallers(store)), certificate_of(settings), counts,
+        Shared(settings.data_path / "metrics", counts), routes)
 
 
 def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:

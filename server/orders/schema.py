@@ -11,12 +11,18 @@ from storage.records import OrderRecord
 
 
 def _moment(text: str) -> str:
-    datetime.fromisoformat(text)
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError("must be a time, such as 2026-11-22T10:02:40Z") from error  # without what was sent
     return text
 
 
 def _day(text: str) -> str:
-    date.fromisoformat(text)
+    try:
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError("must be a day, such as 1970-01-31") from error
     return text
 
 
