@@ -21,8 +21,11 @@ from server.keeping.rebuild import Rebuilder
 from server.metrics.counts import Counts
 from server.metrics.measured import MeasuredFiles
 from server.metrics.sharing import Shared
+from server.orders.announcing import name_order
 from server.orders.handlers import OrderHandlers
-from server.orders.service import OrderService, name_order
+from server.orders.inbox import Inbox
+from server.orders.progress import Progress
+from server.orders.service import OrderService
 from server.pacs.arrivals import Arrivals
 from server.pacs.callers import RefusedCallers
 from server.pacs.destinations import DicomDestination
@@ -30,7 +33,10 @@ from server.pacs.dimse.listener import DicomListener, ListenerSettings, Peer
 from server.pacs.forward import Forwarder
 from server.pacs.handlers import ImageHandlers
 from server.pacs.ingest import Ingester
+from server.pacs.operator_handlers import OperatorHandlers
 from server.pacs.presentation import image_json
+from server.pacs.quarantine import Quarantine
+from server.pacs.rejection import Rejection
 from server.pacs.render import Renderer
 from server.privacy import secret_at
 from server.proxies import base_url_of
@@ -101,9 +107,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     authenticator = Authenticator(store, settings.auth.mode, signatures, attempts, issuer)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
-    ingester = MeasuredFiles(Ingester(
-        store, renderer.same_content, destinations=destinations,
-        accept_other=given.accept_other == "keep"), counts)
+    quarantines = settings.orders.on_contradiction == "quarantine"
+    filing = Ingester(
+        store, renderer.same_content, destinations=destinations, accept_other=given.accept_other == "keep",
+        quarantines=quarantines)
+    ingester = MeasuredFiles(filing, counts)
     completion = Completion(
         store, ingester, signer, tasks, given.sync_wait_s,
         on_stored=(lambda: worker.wake("forward")) if destinations else lambda: None)
@@ -141,7 +149,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         *ImageHandlers(
             store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url, signatures.signed,
         ).routes(),
-        *OrderHandlers(OrderService(store)).routes(),
+        *OperatorHandlers(
+            Rejection(store, on_restored=lambda: worker.wake("forward")), Quarantine(store, filing)).routes(),
+        *OrderHandlers(
+            store, OrderService(store, Progress(store), quarantines=quarantines), Inbox(store), image_json,
+            base_url, signatures.signed).routes(),
         *WebhookHandlers(webhooks).routes(),
         *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
         *LoginHandlers(store, attempts, base_url).routes(),

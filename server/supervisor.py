@@ -16,10 +16,10 @@ from server.app import create_app
 from server.entrance.codes import login_url
 from server.entrance.upkeep import admin_code, forget_logins
 from server.errors import ConfigurationError
+from server.idempotency import KEPT
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
 from server.metrics.sharing import SHARED_S
 from server.services import Services
-from server.sessions.service import IDEMPOTENCY_KEPT
 from server.settings import Settings
 from server.worker import Tasks, every
 from storage import jobs, sessions
@@ -174,7 +174,7 @@ async def _tell(services: Services) -> None:
 
 
 async def _forget_answers(store: Store) -> None:
-    before = timestamp(now() - IDEMPOTENCY_KEPT)
+    before = timestamp(now() - KEPT)
     await store.write(lambda tx: sessions.forget_answers(tx, before))
 
 
