@@ -54,13 +54,12 @@ class Operating:
     """One method per call."""
 
     described: ClassVar = {
-        "healthz": Described(answered({"type": "object"}, "It lives"), open=True),
+        "healthz": Described(answered({"type": "object"}, "It lives")),
         "readyz": Described({
             200: Answer("Send requests here", Ready),
-            503: Answer("Send them elsewhere for now", Ready)}, open=True),
+            503: Answer("Send them elsewhere for now", Ready)}),
         "metrics": Described(
-            {200: Answer("Prometheus' text format", TEXT, ("text/plain",))}, refusals=("unauthorized", "forbidden"),
-            open=True)}
+            {200: Answer("Prometheus' text format", TEXT, ("text/plain",))}, refusals=("unauthorized", "forbidden"))}
 
     def __init__(self, services: Services, version: str) -> None:
         self._services = services

@@ -123,3 +123,11 @@ def test_both_are_open_and_answers_are_as_they_are_described(server: Server) -> 
     assert told.status_code == 200 and told.json()["openapi"].startswith("3.1")
     shown = requests.get(f"{server.url}/docs", timeout=10)
     assert shown.headers["Content-Type"].startswith("text/html") and "create_session" in shown.text
+
+
+async def test_who_may_call_is_told_as_the_gate_heeds_it(router: web.UrlDispatcher) -> None:
+    paths = openapi.document(router, VERSION)["paths"]
+    assert paths["/healthz"]["get"]["security"] == [] and "401" not in paths["/healthz"]["get"]["responses"]
+    assert paths["/files"]["options"]["security"] == []
+    putting = paths["/api/v1/orders/{radiology_order_id}"]["put"]
+    assert "operator" in putting["description"] and {"401", "403"} <= set(putting["responses"])
