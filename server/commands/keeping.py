@@ -12,7 +12,7 @@ from server.commands.terminal import ConfigOption, errors, out, with_store
 from server.errors import ConfigurationError
 from server.keeping.backup import Backup
 from server.keeping.blobs import Carried
-from server.keeping.manifest import HEAD, KEYS, Manifest
+from server.keeping.manifest import KEYS, Manifest
 from server.keeping.rebuild import DAMAGED, Rebuilt
 from server.keeping.restore import finish
 from server.keeping.restore import restore as bring_back
@@ -56,7 +56,7 @@ def backup(
 
     async def work(store: Store) -> Manifest:
         keeper = Backup(store, settings.database_path, settings.blobs_path, settings.data_path / KEYS,
-                        settings.data_path / HEAD, VERSION)
+                        settings.audit_head_path, VERSION)
         return await keeper.make(target, _Progress().carried, link=link)
 
     made = with_store(settings, work)
@@ -74,7 +74,7 @@ def restore(
     config.check_places(settings)
     with sole_server(settings.data_path):
         made, carried = bring_back(
-            source, settings.database_path, settings.blobs_path, settings.data_path / HEAD, _Progress().carried)
+            source, settings.database_path, settings.blobs_path, settings.audit_head_path, _Progress().carried)
         entry = finish(settings.database_path, made, carried)
 
         async def note(store: Store) -> None:

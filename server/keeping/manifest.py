@@ -15,7 +15,7 @@ from storage.blobs.digests import digest_of
 from storage.blobs.medium import sync_directory, sync_file
 
 NAME = "manifest.json"
-KEYS, BLOBS, HEAD = "keys", "blobs", "audit-head.jws"
+KEYS, BLOBS = "keys", "blobs"
 FORMAT = 1
 
 

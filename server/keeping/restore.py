@@ -30,7 +30,7 @@ def restore(source: Path, database: Path, blobs: Path, head: Path, told: Told) -
     made = manifest.read(source)
     manifest.check(source, made)
     mark = database.parent / MARK
-    _begin(mark, hashlib.sha256((source / manifest.NAME).read_bytes()).hexdigest(), database, blobs)
+    _begin(mark, hashlib.sha256((source / manifest.NAME).read_bytes()).hexdigest(), database, blobs, head)
     make_directory(database.parent / KEYS)
     for key in made.keys:
         copy_file(source / key.path, database.parent / key.path, Sha256(key.sha256))
@@ -46,7 +46,7 @@ def restore(source: Path, database: Path, blobs: Path, head: Path, told: Told) -
     return made, carried
 
 
-def _begin(mark: Path, digest: str, database: Path, blobs: Path) -> None:
+def _begin(mark: Path, digest: str, database: Path, blobs: Path, head: Path) -> None:
     if mark.exists():
         if mark.read_text() != digest:
             raise AppError(f"another backup was being restored to {mark.parent}: empty it first")
@@ -57,6 +57,8 @@ def _begin(mark: Path, digest: str, database: Path, blobs: Path) -> None:
         there = next(iter(sorted(folder.iterdir())), None) if folder.is_dir() else None
         if there is not None and not (folder == mark.parent and set(folder.iterdir()) <= {folder / "serve.lock"}):
             raise AppError(f"{folder} is not empty: it holds {there.name}. Restore into an empty folder")
+    if head.exists():
+        raise AppError(f"{head} is there already: it tells of another history, so keep it, elsewhere")
     mark.touch(mode=0o600)
     mark.write_text(digest)
     sync_directory(mark.parent)
