@@ -66,9 +66,12 @@ def declared_by(handler: object) -> Declared | None:
 
 def access_of(found: UrlMappingMatchInfo, verb: str) -> Access:
     """What the route that was found asks of who calls `verb`."""
-    if found.http_exception is not None:
-        return NOTHING_THERE
-    declared = declared_by(found.handler)
+    return NOTHING_THERE if found.http_exception is not None else access_to(found.handler, verb)
+
+
+def access_to(handler: object, verb: str) -> Access:
+    """What a handler asks of who calls `verb`."""
+    declared = declared_by(handler)
     if declared is None:
         return UNDECLARED
     return declared if isinstance(declared, Access) else declared.get(verb, NOTHING_THERE)

@@ -47,9 +47,9 @@ class _Surface:
     """What belongs to no feature."""
 
     described: ClassVar = {
-        "jwks": Described(answered({"type": "object"}, "A JWK set"), open=True),
-        "problem": Described(HTML, open=True), "docs": Described(HTML, open=True),
-        "openapi": Described(answered({"type": "object"}, "OpenAPI 3.1"), open=True),
+        "jwks": Described(answered({"type": "object"}, "A JWK set")),
+        "problem": Described(HTML), "docs": Described(HTML),
+        "openapi": Described(answered({"type": "object"}, "OpenAPI 3.1")),
         "about": Described(answered({"type": "object"}, "Product, version, accepted fields, protocols, limits"))}
 
     def __init__(self, services: Services, router: web.UrlDispatcher) -> None:

@@ -2,10 +2,10 @@
 
 import json
 import zlib
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from aiohttp import hdrs, web
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import RequestError
 from server.wording import first_fault
@@ -19,6 +19,16 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+
+def _no_control(text: str) -> str:
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("must not hold control characters")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_no_control)]
+Reason = Annotated[Text, Field(min_length=1, max_length=500)]
+"""Why an operator acts: every such call says it, and it is audited (contract §4)."""
 
 Parsed = TypeVar("Parsed", bound=Body)
 
@@ -34,6 +44,11 @@ def parse(model: type[Parsed], value: object) -> Parsed:
             raise RequestError("checksum_required", "declare checksum_sha256, the SHA-256 of the whole file",
                                field=field) from error
         raise RequestError("invalid_field", f"{field}: {why}", field=field) from error
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal content gives equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 async def json_body(request: web.Request) -> object:

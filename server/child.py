@@ -30,6 +30,8 @@ async def _serve(asked: dict[str, Any]) -> None:  # the parent's JSON
                     working(services, tasks, kinds, shares_port=True) as (_http_port, dicom_port)):
             print(json.dumps({"dicom_port": dicom_port}), flush=True)  # noqa: T201 - the parent reads it
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _orphaned)
+            if services.certificate is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, services.certificate.reread)
             await stop.wait()
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
     except StartFailed as error:
@@ -44,7 +46,7 @@ def _orphaned() -> None:
 def main() -> None:
     """A child: asked by one line of JSON on stdin."""
     log_to_stderr()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent re-reads the configuration
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent re-reads the configuration, and hands its own on
     uvloop.run(_serve(json.loads(sys.stdin.readline())))
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from server import config
 from server.app import VERSION
-from server.commands import audit, checks, doctor, keeping, keys, scrub, tokens, webhook
+from server.commands import audit, checks, doctor, keeping, keys, scrub, tls, tokens, webhook
 from server.commands.terminal import ConfigOption, errors, make_private, out
 from server.errors import AppError, ConfigurationError
 from server.logs import log_to_stderr
@@ -24,6 +24,7 @@ from server.processes import serve_in_processes
 from server.settings import Settings
 from server.supervisor import ALL, Kind
 from server.supervisor import serve as serve_forever
+from server.tls import certificate_of
 from storage import backends
 from storage.errors import StorageError
 
@@ -32,7 +33,7 @@ app = typer.Typer(name="packhorse", no_args_is_help=True, add_completion=False, 
                   help="Takes medical images over bad lines and says when the local copy may be deleted.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 for name, group in (("config", config_app), ("token", tokens.app), ("audit", audit.app),
-                    ("receipt", checks.receipt_app), ("keys", keys.app), ("webhook", webhook.app)):
+                    ("receipt", checks.receipt_app), ("keys", keys.app), ("tls", tls.app), ("webhook", webhook.app)):
     app.add_typer(group, name=name)
 
 
@@ -80,6 +81,7 @@ def serve(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heeded
     settings = config.load(config_file)
     config.check_places(settings)
+    certificate_of(settings)
     log_to_stderr(settings.log.format)
     for warning in config.warnings_of(settings):
         log.warning("configuration.warning", detail=warning)
@@ -125,6 +127,7 @@ def config_check(config_file: ConfigOption = None) -> None:
     """Tell whether the configuration is usable."""
     settings = config.load(config_file)
     config.check_places(settings)
+    certificate_of(settings)
     for warning in config.warnings_of(settings):
         errors.print(f"warning: {warning}")
     out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")

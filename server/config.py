@@ -56,9 +56,9 @@ def warnings_of(settings: Settings) -> list[str]:
     found = [f"webhooks: {one.url} has no secret, so its calls go unsigned: anybody could make them up"
              for one in settings.webhooks if not one.secret]
     http = settings.http
-    if not is_loopback(http.host) and not http.trusted_proxies:
+    if not is_loopback(http.host) and not http.trusted_proxies and not http.tls_cert:
         found.append(f"http.host: on {http.host} tokens and images go over the net unencrypted: listen on loopback "
-                     "behind a proxy that speaks TLS, or name the proxy in http.trusted_proxies")
+                     "behind a proxy that speaks TLS and name it in http.trusted_proxies, or run packhorse tls init")
     dicom = settings.dicom
     if dicom.enabled and not is_loopback(dicom.host):
         if not settings.require_known_peers:
@@ -154,13 +154,15 @@ def _check(settings: Settings) -> None:
     """What no single field can tell. A value whose engine is not there yet is refused (contract §12)."""
     http, storage = settings.http, settings.storage
     unavailable = {
-        "http.tls_cert": bool(http.tls_cert), "http.tls_key": bool(http.tls_key),
         "storage.keep": storage.keep != "forever",
         "storage.database": storage.database.startswith("postgresql"), "storage.blobs": storage.blobs.startswith("s3:"),
     }
     for key, is_used in unavailable.items():
         if is_used:
             raise ConfigurationError(f"{key}: this value is not available in this version")
+    for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(http, key) and not getattr(http, other):
+            raise ConfigurationError(f"http.{other}: goes with http.{key}")
     if not re.fullmatch(r"sqlite:///[^:?#]+", storage.database):
         raise ConfigurationError("storage.database: must be sqlite:/// and the path of a file")
     if not re.fullmatch(r"file:(///|(?!//)).+", storage.blobs):

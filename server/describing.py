@@ -49,8 +49,9 @@ class Described:
     """What a call takes and answers.
 
     `answers` by status; `refusals`: codes of server.errors beyond those that any call may answer. `summary` is the
-    first line of the handler's docstring where it is empty; `content`: the types of a body that is no JSON; `open`: it
-    needs no token; `rewords`: the door has statuses of its own for some codes, among those listed.
+    first line of the handler's docstring where it is empty; `content`: the types of a body that is no JSON;
+    `rewords`: the door has statuses of its own for some codes, among those listed. Who may call is declared on the
+    handler: see access.py.
     """
 
     answers: Mapping[int, Answer]
@@ -59,7 +60,6 @@ class Described:
     refusals: tuple[str, ...] = ()
     summary: str = ""
     content: tuple[str, ...] = ()
-    open: bool = False
     rewords: bool = False
 
 

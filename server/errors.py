@@ -49,6 +49,7 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "session_conflict": Meaning(409, False, "The session exists with other fields"),
     "order_visit_mismatch": Meaning(409, False, "The order belongs to another visit"),
     "order_conflict": Meaning(409, False, "The order contradicts what is known"),
+    "already_accepted": Meaning(409, False, "It was accepted already"),
     "metadata_immutable": Meaning(409, False, "The metadata was already given and differs"),
     "metadata_required": Meaning(409, False, "The metadata comes first"),
     "not_synced": Meaning(409, True, "The server has not stored the image yet"),

@@ -1,12 +1,12 @@
 """The seam between whoever brings sealed bytes and the PACS: values and one Protocol, no behaviour."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
 from server.errors import SessionFailure
-from storage.records import Door, ImageRecord, Sha256
+from storage.records import PRIORITIES, Door, ImageRecord, Sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Origin:
     file_name: str | None = None
     content_type: str | None = None
     peer: str | None = None
+    priority: str = PRIORITIES[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,6 @@ class Filed:
     image: ImageRecord | None
     deduplicated: bool = False
     failure: SessionFailure | None = None
-    flags: tuple[str, ...] = field(default=())
 
 
 class Files(Protocol):

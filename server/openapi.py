@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import TypeAdapter
 
+from server.access import Access, access_to
 from server.describing import PROBLEM, TEXT, Answer, Described, Schema
 from server.errors import REQUEST_ERRORS, SESSION_FAILURES
 
@@ -65,15 +66,19 @@ def described_by(method: str, path: str, handler: Any) -> Described | None:  # a
 
 def _operation(method: str, path: str, handler: Any, described: Described, schemas: Document) -> Document:
     summary = described.summary or inspect.cleandoc(handler.__doc__ or "").split("\n")[0]
+    access = access_to(handler, method)
     found: Document = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path}".lower()).strip("_"), "summary": summary,
         "tags": [_tag(path)], "parameters": [*_of_path(path), *(
             {"name": one.name, "in": one.place, "description": one.says, "required": one.required, "schema": one.shape}
             for one in described.parameters)],
-        "responses": {**_refusals(method, path, described), **{
+        "responses": {**_refusals(method, path, described, access), **{
             str(status): _answer(answer, schemas) for status, answer in described.answers.items()}}}
-    if described.open:
+    if access.open:
         found["security"] = []
+    else:
+        found["description"] = f"For {', '.join(sorted(access.roles))}." + (
+            "" if access.heeds_scope else " Not for tokens of one visit or one order.")
     if described.body is not None:
         found["requestBody"] = {"required": bool(_required(described.body)), "content": {
             "application/json": {"schema": _schema(described.body, schemas)}}}
@@ -108,9 +113,9 @@ def _answer(answer: Answer, schemas: Document) -> Document:
     return found
 
 
-def _refusals(method: str, path: str, described: Described) -> Document:
+def _refusals(method: str, path: str, described: Described, access: Access) -> Document:
     """The problems by status; each says which codes it may have."""
-    codes = [*ALWAYS, *described.refusals, *(() if described.open else WITH_TOKEN)]
+    codes = [*ALWAYS, *described.refusals, *(() if access.open else WITH_TOKEN)]
     if "{" in path:
         codes += ["not_found", "invalid_field"]
     if method in ("POST", "PUT", "PATCH", "DELETE"):

@@ -33,6 +33,8 @@ def _operation(method: str, path: str, operation: Document, document: Document) 
            f"{_safe(operation['summary'])}</summary>")
     if operation.get("security") == []:
         yield "<p>Open: needs no token."
+    else:
+        yield f"<p>{_safe(operation['description'])}"
     rows = [(one["name"], f"{one['in']}{', required' if one['required'] else ''}", one.get("description", ""))
             for one in operation["parameters"]]
     body = operation.get("requestBody", {}).get("content", {})

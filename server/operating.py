@@ -11,7 +11,8 @@ from typing import ClassVar, Generic, Literal, NotRequired, TypeVar
 from aiohttp import web
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from server.access import is_open
+from server import gate
+from server.access import Access, is_open
 from server.auth import Role
 from server.describing import TEXT, Answer, Described, answered
 from server.errors import RequestError
@@ -21,6 +22,7 @@ from server.proxies import is_in
 from server.services import Services
 
 FRESH_S = 1.0
+FOR_OPERATORS = Access(frozenset({Role.OPERATOR}))
 T = TypeVar("T")
 
 
@@ -52,13 +54,12 @@ class Operating:
     """One method per call."""
 
     described: ClassVar = {
-        "healthz": Described(answered({"type": "object"}, "It lives"), open=True),
+        "healthz": Described(answered({"type": "object"}, "It lives")),
         "readyz": Described({
             200: Answer("Send requests here", Ready),
-            503: Answer("Send them elsewhere for now", Ready)}, open=True),
+            503: Answer("Send them elsewhere for now", Ready)}),
         "metrics": Described(
-            {200: Answer("Prometheus' text format", TEXT, ("text/plain",))}, refusals=("unauthorized", "forbidden"),
-            open=True)}
+            {200: Answer("Prometheus' text format", TEXT, ("text/plain",))}, refusals=("unauthorized", "forbidden"))}
 
     def __init__(self, services: Services, version: str) -> None:
         self._services = services
@@ -101,10 +102,10 @@ class Operating:
         """Operators, and the addresses of `http.metrics_allow`. RequestError `unauthorized`, `forbidden`."""
         if is_in(request.remote, self._networks):
             return
-        bearer = await self._services.authenticator.identify(request.headers.get("Authorization"))
+        bearer = await self._services.authenticator.identify(request.headers.get("Authorization"), request.remote)
         if bearer.expired:
             raise RequestError("unauthorized", "the token has expired")
-        bearer.principal.require(Role.OPERATOR)
+        gate.check(FOR_OPERATORS, bearer.principal)
 
     async def _look_whether_ready(self) -> Readiness:
         settings = self._services.settings

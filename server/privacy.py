@@ -15,7 +15,7 @@ from server.settings import AUDIT_HEAD, Settings
 OTHERS = 0o077
 """The bits of everybody but the owner."""
 SECRET_BYTES = 32
-FOLDERS = frozenset({"keys", "metrics", "spool"})
+FOLDERS = frozenset({"keys", "metrics", "spool", "tls"})
 FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", "urls.secret", AUDIT_HEAD,
                    f"{AUDIT_HEAD}.lock"})
 

@@ -7,6 +7,7 @@ the parent dies, however it dies, its end closes and the worker ends at once, as
 
 import asyncio
 import json
+import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -65,6 +66,7 @@ async def serve_in_processes(
             code = await admin_code(services.store, token_path) if shows_secrets(settings) else None
         asked = {"settings": settings.model_dump(mode="json"), "base": str(settings.base_path), "http_port": port}
         supervisor = _Supervisor(asked, lock)
+        reread_on_hangup(settings, reread, supervisor.hang_up)
         try:
             ports = [await supervisor.start(part) for part in parts_of(workers, kinds)]
             http_port = port if Kind.HTTP in kinds else None
@@ -114,6 +116,7 @@ class _Supervisor:
         self._asked = asked
         self._lock = lock
         self._children: dict[_Part, Process] = {}
+        self._ready: set[Process] = set()
 
     async def start(self, part: _Part) -> int | None:
         """Start one process and wait until it serves; gives its DICOM port. StartFailed, and it does not stay."""
@@ -135,7 +138,14 @@ class _Supervisor:
             told = {"failed": f"not ready within {START_S:g} s"}
         if "failed" in told:
             raise StartFailed(str(told["failed"]))
+        self._ready.add(child)
         return told["dicom_port"]  # type: ignore[no-any-return]  # the child's JSON
+
+    def hang_up(self) -> None:
+        """Hand SIGHUP on to every process that can heed it: one that only starts would die of it."""
+        self._ready = {child for child in self._ready if child.returncode is None}
+        for child in self._ready:
+            child.send_signal(signal.SIGHUP)
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Start again what dies, until `stop`."""

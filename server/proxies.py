@@ -40,7 +40,7 @@ def base_url_of(http: Http) -> Callable[[web.Request], str]:
 
     Never a raw Host header, which the client makes up (contract §5).
     """
-    public_url = http.public_url.rstrip("/")
+    public_url, scheme = http.public_url.rstrip("/"), "https" if http.tls_cert else "http"
 
     def base_url(request: web.Request) -> str:
         if public_url:
@@ -50,9 +50,9 @@ def base_url_of(http: Http) -> Callable[[web.Request], str]:
         transport = request.transport
         name = transport.get_extra_info("sockname") if transport is not None else None
         if name is None:
-            return f"http://{http.host}:{http.port}"
+            return f"{scheme}://{http.host}:{http.port}"
         host = f"[{name[0]}]" if ":" in name[0] else name[0]  # RFC 3986 §3.2.2
-        return f"http://{host}:{name[1]}"
+        return f"{scheme}://{host}:{name[1]}"
 
     return base_url
 

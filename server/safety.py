@@ -15,7 +15,7 @@ from server.settings import ForwardDestination, Settings, is_loopback
 
 SECRET_CHARACTERS = 16
 """A webhook secret that is shorter can be found by trying: its owner signs what we are said to have told."""
-FOR_OURSELVES = ("keys", "spool")
+FOR_OURSELVES = ("keys", "metrics", "spool", "tls")
 """Folders beside the database: what lies in them is made, read and cleared by rules of its own."""
 Refusal = tuple[str, str]
 """(the key, why it is refused)."""

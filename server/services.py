@@ -25,8 +25,11 @@ from server.keeping.rebuild import Rebuilder
 from server.metrics.counts import Counts
 from server.metrics.measured import MeasuredFiles
 from server.metrics.sharing import Shared
+from server.orders.announcing import name_order
 from server.orders.handlers import OrderHandlers
-from server.orders.service import OrderService, name_order
+from server.orders.inbox import Inbox
+from server.orders.progress import Progress
+from server.orders.service import OrderService
 from server.pacs.arrivals import Arrivals
 from server.pacs.callers import RefusedCallers
 from server.pacs.destinations import DicomDestination
@@ -34,7 +37,10 @@ from server.pacs.dimse.listener import DicomListener, ListenerSettings, Peer
 from server.pacs.forward import Forwarder
 from server.pacs.handlers import ImageHandlers
 from server.pacs.ingest import Ingester
+from server.pacs.operator_handlers import OperatorHandlers
 from server.pacs.presentation import image_json
+from server.pacs.quarantine import Quarantine
+from server.pacs.rejection import Rejection
 from server.pacs.render import Renderer
 from server.privacy import secret_at
 from server.proxies import base_url_of
@@ -48,6 +54,7 @@ from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
 from server.sessions.standing import UploadStanding
 from server.settings import Settings, peer_networks
+from server.tls import Certificate, certificate_of
 from server.tus.appending import Appender
 from server.tus.expiry import ExpirySweeper
 from server.tus.finishing import Finisher
@@ -91,6 +98,7 @@ class Services:
     feed: Feed
     studies: Studies
     listener: DicomListener | None
+    certificate: Certificate | None
     counts: Counts
     shared: Shared
     routes: tuple[web.RouteDef, ...]
@@ -109,9 +117,11 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     gate = Gate(authenticator, base_url)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
-    ingester = MeasuredFiles(Ingester(
-        store, renderer.same_content, destinations=destinations,
-        accept_other=given.accept_other == "keep"), counts)
+    quarantines = settings.orders.on_contradiction == "quarantine"
+    filing = Ingester(
+        store, renderer.same_content, destinations=destinations, accept_other=given.accept_other == "keep",
+        quarantines=quarantines)
+    ingester = MeasuredFiles(filing, counts)
     completion = Completion(
         store, ingester, signer, tasks, given.sync_wait_s,
         on_stored=(lambda: worker.wake("forward")) if destinations else lambda: None)
@@ -149,9 +159,13 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         *FilesResource(store, uploads, rows, tus, rufh, links, reads, max_size_bytes, expires_after).routes(),
         *SessionHandlers(store, sessions, uploads.complete, image_json, base_url, signatures.signed).routes(),
         *ImageHandlers(
-            store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url, signatures.signed,
-        ).routes(),
-        *OrderHandlers(OrderService(store)).routes(),
+            store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url,
+            signatures.signed).routes(),
+        *OperatorHandlers(
+            Rejection(store, on_restored=lambda: worker.wake("forward")), Quarantine(store, filing)).routes(),
+        *OrderHandlers(
+            store, OrderService(store, Progress(store), quarantines=quarantines), Inbox(store), image_json,
+            base_url, signatures.signed).routes(),
         *WebhookHandlers(webhooks).routes(),
         *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
         *LoginHandlers(store, attempts, base_url).routes(),
@@ -164,8 +178,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
                  every_days=settings.integrity.scrub_every_days),
         AuditHead(store, settings.audit_head_path, signer.sign), feed,
         Studies(store, timedelta(seconds=settings.events.study_stable_s)),
-        _listener(settings, arrivals, RefusedCallers(store)), counts, Shared(settings.data_path / "metrics", counts),
-        routes)
+        _listener(settings, arrivals, RefusedCallers(store)), certificate_of(settings), counts,
+        Shared(settings.data_path / "metrics", counts), routes)
 
 
 def rebuilder_of(store: Store, renderer: Renderer) -> Rebuilder:

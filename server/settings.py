@@ -174,6 +174,12 @@ class Integrity(Section):
     scrub_mib_per_s: Annotated[float, Field(gt=0, le=1_000_000)] = 20.0
 
 
+class Orders(Section):
+    """`[orders]`: what becomes of images whose patient or accession contradicts their order."""
+
+    on_contradiction: Literal["flag", "quarantine"] = "flag"
+
+
 class ForwardDestination(Section):
     """`[[forward.destinations]]`: a node that images are sent on to."""
 
@@ -243,6 +249,7 @@ class Settings(BaseSettings):
     audit: Audit = Audit()
     uploads: Uploads = Uploads()
     integrity: Integrity = Integrity()
+    orders: Orders = Orders()
     forward: Forward = Forward()
     log: Log = Log()
     events: Events = Events()

@@ -16,11 +16,12 @@ from server.app import create_app
 from server.entrance.codes import login_url
 from server.entrance.upkeep import admin_code, forget_logins
 from server.errors import ConfigurationError
+from server.idempotency import KEPT
 from server.lifecycle import StartFailed, first_token, open_services, sole_server
 from server.metrics.sharing import SHARED_S
 from server.services import Services
-from server.sessions.service import IDEMPOTENCY_KEPT
 from server.settings import Settings
+from server.tls import Certificate
 from server.worker import Tasks, every
 from storage import jobs, sessions
 from storage.records import now, timestamp
@@ -63,11 +64,13 @@ class Running:
     token_path: Path
     new_admin_token: str | None = None
     code: str | None = None
+    certificate: Certificate | None = None
 
     @property
     def url(self) -> str:
         """The HTTP address."""
-        return f"http://{self.settings.http.host}:{self.http_port}"
+        http = self.settings.http
+        return f"{'https' if http.tls_cert else 'http'}://{http.host}:{self.http_port}"
 
 
 @asynccontextmanager
@@ -78,7 +81,7 @@ async def running(settings: Settings, kinds: frozenset[Kind] = ALL) -> AsyncIter
             token_path, token = await prepare(services)
             code = await admin_code(services.store, token_path) if shows_secrets(settings) else None
             async with working(services, tasks, kinds) as (http_port, dicom_port):
-                yield Running(settings, http_port, dicom_port, token_path, token, code)
+                yield Running(settings, http_port, dicom_port, token_path, token, code, services.certificate)
             await services.audit_head.close()
 
 
@@ -135,7 +138,8 @@ async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
     try:
         listening = await asyncio.get_running_loop().create_server(
             lambda: services.connections.protocol(server), http.host, http.port, reuse_port=shares_port or None,
-            backlog=BACKLOG)
+            backlog=BACKLOG, ssl=services.certificate.context if services.certificate is not None else None,
+            ssl_handshake_timeout=services.settings.uploads.header_timeout_s if services.certificate else None)
     except OSError as error:
         await runner.cleanup()
         where = f"{http.host}:{http.port}"
@@ -182,7 +186,7 @@ async def _tell(services: Services) -> None:
 
 
 async def _forget_answers(store: Store) -> None:
-    before = timestamp(now() - IDEMPOTENCY_KEPT)
+    before = timestamp(now() - KEPT)
     await store.write(lambda tx: sessions.forget_answers(tx, before))
 
 
@@ -194,10 +198,16 @@ def stop_signal() -> asyncio.Event:
     return stop
 
 
-def reread_on_hangup(settings: Settings, reread: Callable[[], Settings]) -> None:
-    """At SIGHUP read the configuration again and tell what a restart would change; nothing ends, nothing drains."""
+def reread_on_hangup(
+    settings: Settings, reread: Callable[[], Settings], heed: Callable[[], None] = lambda: None
+) -> None:
+    """At SIGHUP read the configuration again and tell what a restart would change; nothing ends, nothing drains.
+
+    `heed` takes over what needs no restart.
+    """
 
     def hangup() -> None:
+        heed()
         try:
             found = reread()
         except ConfigurationError as error:
@@ -230,6 +240,8 @@ async def serve(settings: Settings, reread: Callable[[], Settings], kinds: froze
     stop = stop_signal()
     reread_on_hangup(settings, reread)
     async with running(settings, kinds) as server:
+        if server.certificate is not None:
+            reread_on_hangup(settings, reread, server.certificate.reread)
         announce(server)
         await stop.wait()
         print("stopping: letting running uploads save what arrived", flush=True)  # noqa: T201 - for the terminal

@@ -1,4 +1,4 @@
-"""Units of work on studies, series, images, arrivals and quarantine: the PACS as rows."""
+"""Units of work on studies, series, images and arrivals: the PACS as rows."""
 
 from dataclasses import fields
 from typing import Any
@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from storage.database.prepared import Prepared, inserting
 from storage.records import ImageRecord, timestamp
-from storage.tables import arrival, image, quarantine, series, study
+from storage.tables import arrival, image, series, study
 
 _COLUMNS = [image.c[field.name] for field in fields(ImageRecord)]
 _NAMES = [column.name for column in image.c if column.name != "id"]
@@ -83,24 +83,20 @@ def has_arrival(tx: Connection, site: str, sha256: str) -> bool:
         arrival.c.site == site, arrival.c.blob_sha256 == sha256).limit(1)).first() is not None
 
 
-def add_quarantine(tx: Connection, **values: Any) -> int:  # the columns of the quarantine table but id, created_at
-    """Keep bytes aside for a person; the same bytes for the same reason are kept once."""
-    same = tx.execute(select(quarantine.c.id).where(
-        quarantine.c.site == values["site"], quarantine.c.blob_sha256 == values["blob_sha256"],
-        quarantine.c.reason == values["reason"])).scalar()
-    if same is not None:
-        return int(same)
-    done = tx.execute(insert(quarantine).values(state="held", created_at=timestamp(), **values))
-    assert done.inserted_primary_key is not None, "the table has a primary key"
-    return int(done.inserted_primary_key[0])
+def _live(rejected: bool) -> tuple[Any, ...]:  # conditions on images
+    """Images that are not superseded: those that are shown, or the `rejected` ones."""
+    return image.c.superseded_by.is_(None), image.c.rejected_at.is_not(None) if rejected else (
+        image.c.rejected_at.is_(None))
 
 
-def studies(tx: Connection, site: str, limit: int, after_id: int = 0) -> list[dict[str, Any]]:
-    """Studies of a site in order of coming, each with its counts of series and images."""
+def studies(
+    tx: Connection, site: str, limit: int, after_id: int = 0, *, rejected: bool = False
+) -> list[dict[str, Any]]:
+    """Studies of a site in order of coming, each with its counts of series and images; see `tree` for `rejected`."""
     images = (
         select(image.c.study_instance_uid, func.count().label("images"),
                func.count(func.distinct(image.c.series_instance_uid)).label("series"))
-        .where(image.c.site == site, image.c.superseded_by.is_(None))
+        .where(image.c.site == site, *_live(rejected))
         .group_by(image.c.study_instance_uid).subquery()
     )
     rows = tx.execute(
@@ -110,8 +106,10 @@ def studies(tx: Connection, site: str, limit: int, after_id: int = 0) -> list[di
     return [dict(row._mapping) for row in rows]
 
 
-def tree(tx: Connection, site: str, study_instance_uid: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """A study and its series, each with its live `images` (ImageRecords)."""
+def tree(
+    tx: Connection, site: str, study_instance_uid: str, *, rejected: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """A study and its series, each with its `images` (ImageRecords): those that are shown, or the `rejected` ones."""
     found = tx.execute(select(study).where(
         study.c.site == site, study.c.study_instance_uid == study_instance_uid)).first()
     if found is None:
@@ -119,7 +117,7 @@ def tree(tx: Connection, site: str, study_instance_uid: str) -> tuple[dict[str, 
     rows = tx.execute(select(series).where(series.c.study_id == found.id).order_by(series.c.id)).all()
     images = [_image(row) for row in tx.execute(
         select(*_COLUMNS).where(image.c.site == site, image.c.study_instance_uid == study_instance_uid,
-                                image.c.superseded_by.is_(None)).order_by(image.c.id))]
+                                *_live(rejected)).order_by(image.c.id))]
     return dict(found._mapping), [
         {**row._mapping, "images": [one for one in images if one.series_id == row.id]} for row in rows]
 
@@ -140,6 +138,31 @@ def live_twins(tx: Connection) -> int:
     return int(tx.execute(select(func.count()).select_from(twins)).scalar_one())
 
 
+def take_the_place(tx: Connection, of: ImageRecord, **values: Any) -> ImageRecord:  # as `add` takes them
+    """Insert an image that supersedes `of`, which gives up its SOP Instance UID first: one of them is live.
+
+    The id is the next one: images are never deleted, and units of work run one after another.
+    """
+    image_id = int(tx.execute(select(func.max(image.c.id))).scalar_one()) + 1
+    supersede(tx, of.id, image_id)
+    row = {**dict.fromkeys(_NAMES), "stored_at": timestamp(), **values}
+    tx.execute(insert(image).values(id=image_id, **row))
+    return ImageRecord(id=image_id, **row)
+
+
 def supersede(tx: Connection, image_id: int, by: int) -> None:
-    """Let `by` take the place of `image_id`."""
+    """Let `by`, which is there, take the place of `image_id`."""
     tx.execute(update(image).where(image.c.id == image_id).values(superseded_by=by))
+
+
+def live_of_study(tx: Connection, site: str, study_instance_uid: str) -> list[ImageRecord]:
+    """The images of a study that are not superseded, shown or rejected."""
+    return [_image(row) for row in tx.execute(select(*_COLUMNS).where(
+        image.c.site == site, image.c.study_instance_uid == study_instance_uid, image.c.superseded_by.is_(None))
+        .order_by(image.c.id))]
+
+
+def reject(tx: Connection, image_id: int, code: str | None) -> None:
+    """Hide an image from now on, for the reason that the code says; None shows it again."""
+    tx.execute(update(image).where(image.c.id == image_id).values(
+        rejection_code=code, rejected_at=timestamp() if code else None))

@@ -7,11 +7,11 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, String, bindparam, cast, func, insert, or_, select, update
 
 from storage.database.prepared import Prepared
 from storage.errors import Conflict
-from storage.records import DeliveryRecord, DeliveryState, JobRecord, JobState, now, timestamp
+from storage.records import DeliveryRecord, DeliveryState, JobRecord, JobState, now, rank, timestamp
 from storage.tables import delivery, job
 
 LONGEST_PAUSE = timedelta(minutes=15)
@@ -36,20 +36,23 @@ def _delivery(row: Row[Any]) -> DeliveryRecord:  # a row of the delivery table
     return DeliveryRecord(**values)
 
 
-def enqueue(tx: Connection, site: str, kind: str, subject: str, lease_s: float = 0.0) -> JobRecord:
+def enqueue(
+    tx: Connection, site: str, kind: str, subject: str, lease_s: float = 0.0, priority: str | None = None
+) -> JobRecord:
     """Queue work in the transaction that causes it; `lease_s` > 0 claims it at once for the caller.
 
-    One row per (kind, subject): queueing again wakes a job that had ended.
+    One row per (kind, subject): queueing again wakes a job that had ended. Its `priority` never falls.
     """
     lease = timestamp(now() + timedelta(seconds=lease_s)) if lease_s else None
     state = JobState.RUNNING if lease_s else JobState.WAITING
     values = {"state": state, "run_after": timestamp(), "lease_until": lease}
-    row = tx.execute(select(job.c.job_id).where(job.c.kind == kind, job.c.subject == subject)).first()
+    row = tx.execute(select(job.c.job_id, job.c.priority).where(job.c.kind == kind, job.c.subject == subject)).first()
     if row is None:
-        tx.execute(insert(job).values(site=site, kind=kind, subject=subject, attempt=1 if lease_s else 0, **values))
+        tx.execute(insert(job).values(site=site, kind=kind, subject=subject, attempt=1 if lease_s else 0,
+                                      priority=rank(priority), **values))
     else:
-        tx.execute(update(job).where(job.c.job_id == row.job_id)
-                   .values(attempt=job.c.attempt + (1 if lease_s else 0), **values))
+        tx.execute(update(job).where(job.c.job_id == row.job_id).values(
+            attempt=job.c.attempt + (1 if lease_s else 0), priority=max(row.priority, rank(priority)), **values))
     return _job(tx.execute(select(job).where(job.c.kind == kind, job.c.subject == subject)).one())
 
 
@@ -68,7 +71,7 @@ def is_due(tx: Connection, kind: str) -> bool:
 
 
 def claim(tx: Connection, kinds: tuple[str, ...], lease_s: float) -> JobRecord | None:
-    """Take the job that is due longest, or one whose holder's lease ran out."""
+    """Take the job of the highest priority, then the one that is due longest, or whose holder's lease ran out."""
     moment = now()
     due = (
         select(job.c.job_id).where(job.c.kind.in_(kinds))
@@ -76,7 +79,7 @@ def claim(tx: Connection, kinds: tuple[str, ...], lease_s: float) -> JobRecord |
             (job.c.state == JobState.WAITING) & (
                 (job.c.run_after <= timestamp(moment)) | (job.c.run_after > timestamp(moment + LONGEST_PAUSE))),
             (job.c.state == JobState.RUNNING) & (job.c.lease_until < timestamp(moment))))
-        .order_by(job.c.run_after).limit(1)
+        .order_by(job.c.priority.desc(), job.c.run_after).limit(1)
     )
     row = tx.execute(due).first()
     if row is None:
@@ -136,7 +139,7 @@ def backlog(tx: Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
-def add_delivery(tx: Connection, site: str, image_id: int, destination: str) -> None:
+def add_delivery(tx: Connection, site: str, image_id: int, destination: str, priority: str | None = None) -> None:
     """Note that an image must reach a destination, and queue the sending; twice is no change."""
     there = select(delivery.c.delivery_id).where(
         delivery.c.image_id == image_id, delivery.c.destination == destination)
@@ -146,7 +149,7 @@ def add_delivery(tx: Connection, site: str, image_id: int, destination: str) -> 
     tx.execute(insert(delivery).values(
         site=site, image_id=image_id, destination=destination, state=DeliveryState.WAITING, attempts=0,
         created_at=moment, updated_at=moment))
-    enqueue(tx, site, "forward", str(tx.execute(there).scalar_one()))
+    enqueue(tx, site, "forward", str(tx.execute(there).scalar_one()), priority=priority)
 
 
 def find_delivery(tx: Connection, delivery_id: int) -> DeliveryRecord | None:
@@ -161,6 +164,33 @@ def deliveries(tx: Connection, site: str, image_id: int | None = None) -> list[D
     if image_id is not None:
         query = query.where(delivery.c.image_id == image_id)
     return [_delivery(row) for row in tx.execute(query)]
+
+
+def raise_deliveries(tx: Connection, site: str, image_id: int, priority: str) -> None:
+    """Let what waits of an image go out before what is less urgent; nothing falls behind by it."""
+    if not rank(priority):
+        return
+    waiting = select(cast(delivery.c.delivery_id, String)).where(
+        delivery.c.site == site, delivery.c.image_id == image_id, delivery.c.state != DeliveryState.DELIVERED)
+    tx.execute(update(job).where(
+        job.c.kind == "forward", job.c.subject.in_(waiting), job.c.priority < rank(priority)
+    ).values(priority=rank(priority)))
+
+
+def hold_delivery(tx: Connection, delivery_id: int) -> None:
+    """Its image is hidden: it waits for the image's return."""
+    tx.execute(update(delivery).where(delivery.c.delivery_id == delivery_id).values(
+        state=DeliveryState.HELD, updated_at=timestamp()))
+
+
+def release_deliveries(tx: Connection, site: str, image_id: int) -> None:
+    """The image is shown again: what was held of it is queued."""
+    held = select(delivery.c.delivery_id).where(
+        delivery.c.site == site, delivery.c.image_id == image_id, delivery.c.state == DeliveryState.HELD)
+    for delivery_id in list(tx.execute(held).scalars()):
+        tx.execute(update(delivery).where(delivery.c.delivery_id == delivery_id).values(
+            state=DeliveryState.WAITING, updated_at=timestamp()))
+        enqueue(tx, site, "forward", str(delivery_id))
 
 
 def begin_attempt(tx: Connection, delivery_id: int) -> None:

@@ -44,11 +44,29 @@ class JobState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """The life of a delivery to a destination; parked ones wait for a person."""
+    """The life of a delivery to a destination; parked ones wait for a person, held ones for their image's return."""
 
     WAITING = "waiting"
     DELIVERED = "delivered"
     PARKED = "parked"
+    HELD = "held"
+
+
+PRIORITIES = ("ROUTINE", "URGENT", "STAT")
+"""From the lowest to the highest: a priority's place is its rank."""
+
+
+def rank(priority: str | None) -> int:
+    """How high a priority is; none is the lowest."""
+    return PRIORITIES.index(priority) if priority else 0
+
+
+class QuarantineState(StrEnum):
+    """The life of what is held: a rejected one may still be accepted, for its bytes stay."""
+
+    HELD = "held"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
 
 
 class Door(StrEnum):
@@ -195,7 +213,10 @@ class BlobRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One stored object: a DICOM instance (kind `dicom`) or any other file (kind `attachment`)."""
+    """One stored object: a DICOM instance (kind `dicom`) or any other file (kind `attachment`).
+
+    Patient and accession are what the object itself says. `rejection_code` hides it (IHE IOCM), reversibly.
+    """
 
     id: int
     site: str
@@ -217,6 +238,16 @@ class ImageRecord:
     door: str
     stored_at: str
     superseded_by: int | None
+    patient_id: str | None = None
+    issuer_of_patient_id: str | None = None
+    accession_number: str | None = None
+    rejection_code: str | None = None
+    rejected_at: str | None = None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether lists, viewers and destinations get it."""
+        return self.superseded_by is None and self.rejected_at is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +263,42 @@ class OrderRecord:
     created_at: str
     updated_at: str
 
+    @property
+    def priority(self) -> str:
+        """How soon it is wanted."""
+        return str(self.attributes.get("priority") or PRIORITIES[0])
+
+    @property
+    def expected_images(self) -> int | None:
+        """How many images the EMR expects, if it said so."""
+        return self.attributes.get("expected_images")
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineRecord:
+    """Bytes that are held for a person. `image_id`: what they became when they were accepted."""
+
+    id: int
+    site: str
+    blob_sha256: str
+    reason: str
+    sop_instance_uid: str | None
+    conflicts_with: int | None
+    session_id: str | None
+    radiology_order_id: str | None
+    door: str
+    state: QuarantineState
+    image_id: int | None
+    created_at: str
+    decided_at: str | None
+
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """Work that must happen, once, even after a crash. `attempt` fences a late holder of the lease."""
+    """Work that must happen, once, even after a crash. `attempt` fences a late holder of the lease.
+
+    Of what is due, the highest `priority` goes first.
+    """
 
     job_id: int
     site: str
@@ -243,6 +306,7 @@ class JobRecord:
     subject: str
     state: JobState
     attempt: int
+    priority: int
     run_after: str
     lease_until: str | None
     last_error: str | None

@@ -97,6 +97,40 @@ def change(tx: Connection, session_id: str, expected: Status, **values: Any) -> 
         raise Conflict(f"the session is not {expected}")
 
 
+def give_visit(tx: Connection, site: str, radiology_order_id: str, visit_id: str, seq: int) -> None:
+    """Sessions that named an order before its visit was known get it; `seq` is the audit row that tells it."""
+    tx.execute(update(session).where(
+        session.c.site == site, session.c.radiology_order_id == radiology_order_id, session.c.visit_id.is_(None)
+    ).values(visit_id=visit_id, seq=seq, updated_at=timestamp()))
+
+
+def prioritise(tx: Connection, session_id: str, priority: str, seq: int) -> None:
+    """Give a session another priority; `seq` is the audit row that tells it."""
+    tx.execute(update(session).where(session.c.session_id == session_id).values(
+        priority=priority, seq=seq, updated_at=timestamp()))
+
+
+def of_order(tx: Connection, site: str, radiology_order_id: str) -> list[SessionRecord]:
+    """Every session that names an order."""
+    rows = tx.execute(select(*_COLUMNS).where(
+        session.c.site == site, session.c.radiology_order_id == radiology_order_id))
+    return [_record(row) for row in rows]
+
+
+def without_order(
+    tx: Connection, site: str, statuses: tuple[Status, ...], *, principal: str | None = None,
+    before_seq: int | None = None, limit: int = 100,
+) -> list[SessionRecord]:
+    """Sessions of those statuses that name no order, the one changed last first; `principal`: those that he made."""
+    query = select(*_COLUMNS).where(
+        session.c.site == site, session.c.status.in_(statuses), session.c.radiology_order_id.is_(None))
+    if principal is not None:
+        query = query.where(session.c.principal == principal)
+    if before_seq is not None:
+        query = query.where(session.c.seq < before_seq)
+    return [_record(row) for row in tx.execute(query.order_by(session.c.seq.desc()).limit(limit))]
+
+
 def listing(
     tx: Connection, site: str, *, statuses: tuple[Status, ...] = (), visit_id: str | None = None,
     principal: str | None = None, radiology_order_id: str | None = None, device_id: str | None = None,

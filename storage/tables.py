@@ -211,6 +211,11 @@ image = Table(
     Column("door", String(8), nullable=False),
     _time("stored_at", nullable=False),
     Column("superseded_by", _ID),
+    Column("patient_id", Text),
+    Column("issuer_of_patient_id", Text),
+    Column("accession_number", Text),
+    Column("rejection_code", String(16)),
+    _time("rejected_at"),
     ForeignKeyConstraint(["series_id"], ["series.id"]),
     # at most one image per SOP Instance UID is not superseded (contract §6)
     Index("uq_image_live", "site", "sop_instance_uid", unique=True,
@@ -218,6 +223,7 @@ image = Table(
           postgresql_where=text("superseded_by IS NULL AND sop_instance_uid IS NOT NULL")),
     Index("ix_image_study", "site", "study_instance_uid"),
     Index("ix_image_blob", "site", "blob_sha256"),
+    Index("ix_image_accession", "site", "accession_number"),
     sqlite_autoincrement=True,
 )
 
@@ -237,6 +243,7 @@ image_order = Table(
     Column("radiology_order_id", String(64), primary_key=True),
     Column("linked_by", String(16), nullable=False),
     _time("linked_at", nullable=False),
+    _time("undone_at"),
     ForeignKeyConstraint(["image_id"], ["image.id"]),
     Index("ix_image_order_order", "site", "radiology_order_id"),
 )
@@ -281,8 +288,12 @@ quarantine = Table(
     Column("sop_instance_uid", String(64)),
     Column("conflicts_with", _ID),
     Column("session_id", String(36)),
+    Column("radiology_order_id", String(64)),
+    Column("door", String(8), nullable=False, server_default="tus"),
     Column("state", String(12), nullable=False),
+    Column("image_id", _ID),
     _time("created_at", nullable=False),
+    _time("decided_at"),
     Index("ix_quarantine_blob", "site", "blob_sha256"),
     sqlite_autoincrement=True,
 )
@@ -295,6 +306,7 @@ job = Table(
     Column("subject", String(64), nullable=False),
     Column("state", String(8), nullable=False),
     Column("attempt", Integer, nullable=False),
+    Column("priority", Integer, nullable=False, server_default="0"),
     _time("run_after", nullable=False),
     _time("lease_until"),
     Column("last_error", Text),

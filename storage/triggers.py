@@ -13,10 +13,10 @@ from storage import tables
 # Never changed once the row is there. Everything else in the table may move.
 IMMUTABLE: dict[Table, frozenset[str]] = {
     tables.session: frozenset({
-        "session_id", "site", "visit_id", "priority", "file_name", "content_type",
+        "session_id", "site", "file_name", "content_type",
         "checksum_source", "local_file_path", "local_file_uuid", "created_by_id", "device_id", "principal",
         "numeric_ids", "max_retries", "client_created_at", "created_at", "supersedes",
-    }) - {"priority"},  # an order's raised priority raises its waiting sessions (contract §4)
+    }),  # not the priority: an order's raised one raises its waiting sessions (contract §4)
     tables.upload: frozenset({
         "upload_id", "site", "session_id", "principal", "upload_metadata", "created_at", "upload_concat",
         "content_encoding",
@@ -25,6 +25,7 @@ IMMUTABLE: dict[Table, frozenset[str]] = {
     tables.image: frozenset({
         "id", "site", "kind", "sop_class_uid", "sop_instance_uid", "study_instance_uid",
         "series_instance_uid", "blob_sha256", "dataset_sha256", "size_bytes", "door", "stored_at",
+        "patient_id", "issuer_of_patient_id", "accession_number",
     }),
     tables.ack: frozenset({"site", "session_id", "device", "server_image_id", "blob_sha256", "acked_at"}),
     tables.signing_key: frozenset({"kid", "public_jwk", "created_at"}),
@@ -40,14 +41,15 @@ IMMUTABLE: dict[Table, frozenset[str]] = {
 # May go from NULL to a value, never again.
 WRITE_ONCE: dict[Table, frozenset[str]] = {
     tables.session: frozenset({
-        "radiology_order_id", "file_size", "checksum_sha256", "metadata", "metadata_uploaded_at", "synced_at",
-        "ack_received_at", "server_image_id", "duplicate_of", "receipt",
+        "visit_id", "radiology_order_id", "file_size", "checksum_sha256", "metadata", "metadata_uploaded_at",
+        "synced_at", "ack_received_at", "server_image_id", "duplicate_of", "receipt",
     }),
     tables.upload: frozenset({"length_bytes", "finished_at", "blob_sha256"}),
     tables.image: frozenset({"superseded_by"}),
     tables.token: frozenset({"revoked_at"}),
     tables.login_code: frozenset({"used_at"}),
     tables.browser: frozenset({"ended_at"}),
+    tables.quarantine: frozenset({"image_id"}),
 }
 
 APPEND_ONLY = (tables.audit,)

@@ -8,16 +8,18 @@ import typer
 
 from server import config
 from server.app import VERSION
-from server.commands.terminal import ConfigOption, errors, make_private, out, with_store
+from server.commands.terminal import ConfigOption, errors, out, with_store
 from server.errors import ConfigurationError
 from server.keeping.backup import Backup
 from server.keeping.blobs import Carried
 from server.keeping.manifest import KEYS, Manifest
 from server.keeping.rebuild import DAMAGED, Rebuilt
+from server.keeping.restore import finish
 from server.keeping.restore import restore as bring_back
 from server.lifecycle import sole_server
 from server.pacs.render import Renderer
 from server.services import rebuilder_of
+from storage import audit
 from storage.store import Store
 
 TELL_S = 5.0
@@ -53,7 +55,8 @@ def backup(
     settings = config.load(config_file)
 
     async def work(store: Store) -> Manifest:
-        keeper = Backup(store, settings.database_path, settings.blobs_path, settings.data_path / KEYS, VERSION)
+        keeper = Backup(store, settings.database_path, settings.blobs_path, settings.data_path / KEYS,
+                        settings.audit_head_path, VERSION)
         return await keeper.make(target, _Progress().carried, link=link)
 
     made = with_store(settings, work)
@@ -70,8 +73,14 @@ def restore(
     settings = config.load(config_file)
     config.check_places(settings)
     with sole_server(settings.data_path):
-        made, carried = bring_back(source, settings.database_path, settings.blobs_path, _Progress().carried)
-    make_private(settings)
+        made, carried = bring_back(
+            source, settings.database_path, settings.blobs_path, settings.audit_head_path, _Progress().carried)
+        entry = finish(settings.database_path, made, carried)
+
+        async def note(store: Store) -> None:
+            await store.write(lambda tx: audit.append(tx, entry))
+
+        with_store(settings, note)
     out.print(f"{settings.data_path}: the state of {made.made_at}, {carried.blobs} blobs, {carried.bytes} bytes")
     out.print("now run: packhorse fsck, packhorse audit verify; then start the server")
     _tell_lacking(tuple(carried.lacking), "is not in the backup, or damaged there: run packhorse fsck --repair")

@@ -51,11 +51,11 @@ class LoginHandlers:
 
     described: ClassVar = {
         "log_in": Described(
-            answered(Caller, "The cookie is set"), Login, refusals=(*UNREADABLE, "csrf_refused", "unauthorized"),
-            open=True),
+            answered(Caller, "The cookie is set"), Login,
+            refusals=(*UNREADABLE, "csrf_refused", "unauthorized", "too_many_attempts")),
         "show": Described(answered(Caller, "Who calls")),
         "log_out": Described({204: Answer("The cookie is good no more")}),
-        "page": Described({200: Answer("A page", TEXT, ("text/html",))}, open=True)}
+        "page": Described({200: Answer("A page", TEXT, ("text/html",))})}
 
     def __init__(self, store: Store, attempts: Attempts, base_url: BaseUrl) -> None:
         self._store = store

@@ -8,12 +8,11 @@ Bytes that are still being staged belong to nobody yet, and are not copied: thei
 
 import asyncio
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from sqlalchemy import Connection
 
 from server.errors import AppError
 from server.keeping import manifest
@@ -28,17 +27,18 @@ from storage.store import Store
 
 PUSHED_S = 120.0
 ACTOR = "command line"
-PREFIX = "database-"
+PREFIX, HEAD_PREFIX = "database-", "audit-head-"
 
 
 class Backup:
     """Backs one data folder up; `version` is the program's."""
 
-    def __init__(self, store: Store, database: Path, blobs: Path, keys: Path, version: str) -> None:
+    def __init__(self, store: Store, database: Path, blobs: Path, keys: Path, head: Path, version: str) -> None:
         self._store = store
         self._database = database
         self._blobs = blobs
         self._keys = keys
+        self._head = head
         self._version = version
 
     async def make(self, target: Path, told: Told, *, link: bool = False) -> Manifest:
@@ -49,7 +49,7 @@ class Backup:
         _check_target(target, self._blobs)
         make_directory(target)
         with _alone(target):
-            await self._store.write(self._begin)
+            await self._store.write(pauses.pause_cleanup)
             async with asyncio.TaskGroup() as group:
                 pushing = group.create_task(self._push_on())
                 try:
@@ -63,10 +63,6 @@ class Backup:
             await self._store.write(lambda tx: audit.append(tx, entry))
         return made
 
-    def _begin(self, tx: Connection) -> None:
-        pauses.pause_cleanup(tx)
-        audit.append(tx, AuditEntry(DEFAULT_SITE, "backup.begun", ACTOR))
-
     async def _push_on(self) -> None:
         while True:
             await asyncio.sleep(PUSHED_S)
@@ -75,6 +71,7 @@ class Backup:
     def _copy(self, target: Path, told: Told, link: bool) -> Manifest:
         made_at = timestamp()
         database = target / f"{PREFIX}{made_at.translate(dict.fromkeys(map(ord, '-:.')))}.db"
+        head = self._copy_head(target)  # before the database: the row that it names must be there
         copy_database(self._database, database)
         with reading(database) as tx:
             audit_seq, audit_hash = inventory.audit_head(tx)
@@ -83,12 +80,22 @@ class Backup:
         revision, _ = revisions(database)
         made = Manifest(
             FORMAT, self._version, made_at, revision or "", audit_seq, audit_hash, manifest.file_of(target, database),
-            keys, carried.blobs, carried.bytes, tuple(carried.lacking))
+            keys, head, carried.blobs, carried.bytes, tuple(carried.lacking))
         made.write(target)
-        for older in target.glob(f"{PREFIX}*"):
-            if older != database:
+        ours = {made.database.path} | ({made.head.path} if made.head else set())
+        for older in [*target.glob(f"{PREFIX}*"), *target.glob(f"{HEAD_PREFIX}*")]:
+            if older.name not in ours:
                 older.unlink()
         return made
+
+    def _copy_head(self, target: Path) -> manifest.File | None:
+        """The head under a name of its own, for the one of the backup before is not to be lost before this one is."""
+        if not self._head.exists():
+            return None
+        text = self._head.read_bytes()
+        path = target / f"{HEAD_PREFIX}{hashlib.sha256(text).hexdigest()[:16]}.jws"
+        copy_file(self._head, path)
+        return manifest.file_of(target, path)
 
     def _copy_keys(self, target: Path) -> tuple[manifest.File, ...]:
         make_directory(target / KEYS)
@@ -108,7 +115,7 @@ def _check_target(target: Path, blobs: Path) -> None:
     if target.exists():
         ours = {manifest.NAME, f".{manifest.NAME}", KEYS, BLOBS, "lost+found"}
         strange = sorted(one.name for one in target.iterdir()
-                         if one.name not in ours and not one.name.startswith(PREFIX))
+                         if one.name not in ours and not one.name.startswith((PREFIX, HEAD_PREFIX)))
         if strange:
             raise NoBackup(f"{target} holds {strange[0]}, which is of no backup: choose an empty folder, or one that "
                            "holds a backup already")

@@ -37,7 +37,10 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup holds. `lacking`: blobs that its database names and that were damaged or gone when it was made."""
+    """What a backup holds. `lacking`: blobs that its database names and that were damaged or gone when it was made.
+
+    `head`: the signed head of the audit chain, where there was one.
+    """
 
     format: int
     version: str
@@ -47,6 +50,7 @@ class Manifest:
     audit_hash: str | None
     database: File
     keys: tuple[File, ...]
+    head: File | None
     blobs: int
     blob_bytes: int
     lacking: tuple[str, ...]
@@ -77,6 +81,7 @@ def read(folder: Path) -> Manifest:
             raise NoBackup(f"{path} is of format {values['format']}, which this version does not know")
         return Manifest(**{
             **values, "database": File(**values["database"]), "lacking": tuple(values["lacking"]),
+            "head": File(**values["head"]) if values["head"] else None,
             "keys": tuple(File(**one) for one in values["keys"])})
     except (TypeError, KeyError, AttributeError) as error:
         raise NoBackup(f"{path} is no manifest of a backup") from error
@@ -84,7 +89,7 @@ def read(folder: Path) -> Manifest:
 
 def check(folder: Path, manifest: Manifest) -> None:
     """Whether the files that the manifest names are what it says. NoBackup."""
-    for one in (manifest.database, *manifest.keys):
+    for one in (manifest.database, *manifest.keys, *([manifest.head] if manifest.head else [])):
         path = folder / one.path
         if Path(one.path).is_absolute() or ".." in Path(one.path).parts:
             raise NoBackup(f"{NAME} names {one.path}, which is outside of the backup")

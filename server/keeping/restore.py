@@ -4,7 +4,6 @@ Facts: the database gets its name last, so a folder in which the restoring was c
 meanwhile, no server starts there, and the same backup may be brought on from where it broke off.
 """
 
-import asyncio
 import hashlib
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from server.errors import AppError
 from server.keeping import manifest
 from server.keeping.blobs import Carried, Told, carry
 from server.keeping.manifest import BLOBS, KEYS, Manifest
-from storage import audit, inventory
-from storage.backends import migrate, open_store, reading
+from storage import inventory
+from storage.backends import reading
 from storage.blobs.copying import copy_file
 from storage.blobs.medium import make_directory, sync_directory
 from storage.records import DEFAULT_SITE, AuditEntry, Sha256
@@ -23,30 +22,31 @@ MARK = ".restoring"
 """In the data folder while it is not whole: the digest of the manifest."""
 
 
-def restore(source: Path, database: Path, blobs: Path, told: Told) -> tuple[Manifest, Carried]:
-    """Restore the backup in `source` to `database`, with the keys beside it, and `blobs`; migrated to the newest.
+def restore(source: Path, database: Path, blobs: Path, head: Path, told: Told) -> tuple[Manifest, Carried]:
+    """Restore the backup in `source` to `database`, with the keys beside it, `blobs` and the audit's `head`.
 
-    AppError: no backup, damaged, or something is there already.
+    `finish` comes after. AppError: no backup, damaged, or something is there already.
     """
     made = manifest.read(source)
     manifest.check(source, made)
     mark = database.parent / MARK
-    _begin(mark, hashlib.sha256((source / manifest.NAME).read_bytes()).hexdigest(), database, blobs)
+    _begin(mark, hashlib.sha256((source / manifest.NAME).read_bytes()).hexdigest(), database, blobs, head)
     make_directory(database.parent / KEYS)
     for key in made.keys:
         copy_file(source / key.path, database.parent / key.path, Sha256(key.sha256))
     sync_directory(database.parent / KEYS)
+    if made.head is not None:
+        make_directory(head.parent)
+        copy_file(source / made.head.path, head, Sha256(made.head.sha256))
+        sync_directory(head.parent)
     with reading(source / made.database.path) as tx:
         carried = carry(inventory.sealed_blobs(tx), source / BLOBS, blobs, told)
     copy_file(source / made.database.path, database, Sha256(made.database.sha256))
     sync_directory(database.parent)
-    migrate(database)
-    asyncio.run(_note(database, blobs, made, carried))
-    mark.unlink()
     return made, carried
 
 
-def _begin(mark: Path, digest: str, database: Path, blobs: Path) -> None:
+def _begin(mark: Path, digest: str, database: Path, blobs: Path, head: Path) -> None:
     if mark.exists():
         if mark.read_text() != digest:
             raise AppError(f"another backup was being restored to {mark.parent}: empty it first")
@@ -57,18 +57,17 @@ def _begin(mark: Path, digest: str, database: Path, blobs: Path) -> None:
         there = next(iter(sorted(folder.iterdir())), None) if folder.is_dir() else None
         if there is not None and not (folder == mark.parent and set(folder.iterdir()) <= {folder / "serve.lock"}):
             raise AppError(f"{folder} is not empty: it holds {there.name}. Restore into an empty folder")
+    if head.exists():
+        raise AppError(f"{head} is there already: it tells of another history, so keep it, elsewhere")
     mark.touch(mode=0o600)
     mark.write_text(digest)
     sync_directory(mark.parent)
 
 
-async def _note(database: Path, blobs: Path, made: Manifest, carried: Carried) -> None:
-    store = open_store(database, blobs)
-    try:
-        entry = AuditEntry(
-            DEFAULT_SITE, "backup.restored", ACTOR, outcome="incomplete" if carried.lacking else "ok",
-            detail={"made_at": made.made_at, "audit_seq": made.audit_seq, "blobs": carried.blobs,
-                    "lacking": len(carried.lacking), "database_sha256": made.database.sha256})
-        await store.write(lambda tx: audit.append(tx, entry))
-    finally:
-        await store.close()
+def finish(database: Path, made: Manifest, carried: Carried) -> AuditEntry:
+    """The folder is whole: a server may start there. Gives what the audit is to tell of it."""
+    (database.parent / MARK).unlink()
+    return AuditEntry(
+        DEFAULT_SITE, "backup.restored", ACTOR, outcome="incomplete" if carried.lacking else "ok",
+        detail={"made_at": made.made_at, "audit_seq": made.audit_seq, "blobs": carried.blobs,
+                "lacking": len(carried.lacking), "database_sha256": made.database.sha256})

@@ -1,105 +1,99 @@
-"""Orders: announced by the EMR, or first named by a sender. An order belongs to the visit that first named it."""
+"""What may be done with orders: announced by the EMR, read, listed, and asked how far they are."""
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from pydantic import AfterValidator, Field
 from sqlalchemy import Connection
 
 from server.auth import Principal, Role
-from server.bodies import Body, parse
 from server.errors import RequestError
-from server.identifiers import OutsideId, parse_id, present
-from storage import audit, orders
-from storage.records import AuditEntry, OrderRecord
+from server.identifiers import OutsideId, parse_id
+from server.orders.announcing import announce
+from server.orders.progress import Progress
+from server.orders.schema import OrderBody, attributes_of, visit_is_number
+from server.visibility import may_see_image, may_see_order
+from storage import orders
+from storage.records import ImageRecord, OrderRecord
 from storage.store import Store
 
 
-def _moment(text: str) -> str:
-    datetime.fromisoformat(text)
-    return text
+@dataclass(frozen=True, slots=True)
+class OrderView:
+    """An order, and the ids of its images that are shown."""
 
-
-Short = Annotated[str, Field(max_length=64)]
-
-
-class OrderBody(Body):
-    """What an EMR announces (contract §4)."""
-
-    visit_id: int | str | None = None
-    patient_id: Short | None = None
-    issuer_of_patient_id: Short | None = None
-    patient_name: Annotated[str, Field(max_length=324)] | None = None
-    patient_birth_date: Annotated[str, Field(pattern=r"^\d{4}-?\d{2}-?\d{2}$")] | None = None
-    patient_sex: Literal["M", "F", "O"] | None = None
-    accession_number: Annotated[str, Field(max_length=16)] | None = None
-    modality: Annotated[str, Field(max_length=16)] | None = None
-    requested_procedure_description: Short | None = None
-    study_instance_uid: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")] | None = None
-    scheduled_at: Annotated[str, AfterValidator(_moment)] | None = None
-    scheduled_station_ae_title: Annotated[str, Field(max_length=16)] | None = None
-    priority: Literal["STAT", "URGENT", "ROUTINE"] = "ROUTINE"
-    expected_images: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-
-
-def name_order(tx: Connection, site: str, radiology_order_id: str, visit_id: str | None) -> str | None:
-    """A sender named an order: keep it, unverified, if it is new. Gives its visit.
-
-    RequestError `order_visit_mismatch` when it belongs to another visit (contract §1).
-    """
-    known = orders.find(tx, site, radiology_order_id)
-    if known is None:
-        orders.put(
-            tx, site, radiology_order_id, visit_id=visit_id, accession_number=None, verified=False, attributes={})
-        return visit_id
-    if visit_id is None or known.visit_id == visit_id:
-        return known.visit_id
-    if known.visit_id is not None:
-        raise RequestError("order_visit_mismatch", "the order belongs to another visit")
-    orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=known.accession_number,
-               verified=known.verified, attributes=known.attributes)
-    return visit_id
+    record: OrderRecord
+    images: list[int]
 
 
 class OrderService:
-    """What the EMR may do with orders."""
+    """The use cases. Raises RequestError; what may not be seen is `not_found`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, progress: Progress, *, quarantines: bool) -> None:
         self._store = store
+        self._progress = progress
+        self._quarantines = quarantines
 
-    async def put(self, order_id: OutsideId, value: object, who: Principal) -> tuple[bool, dict[str, Any]]:
-        """Announce or replace an order: (whether it is new, the order). Needs the operator's role."""
+    async def put(
+        self, order_id: OutsideId, body: OrderBody, who: Principal, peer: str | None
+    ) -> tuple[bool, OrderView]:
+        """Announce or replace an order: (whether it is new, the order)."""
         who.require(Role.OPERATOR)
-        body = parse(OrderBody, value)
         visit = parse_id(body.visit_id, "visit_id") if body.visit_id is not None else None
 
-        def unit(tx: Connection) -> tuple[bool, OrderRecord]:
-            known = orders.find(tx, who.site, order_id.text)
-            if known is not None and known.visit_id is not None and visit is not None and known.visit_id != visit.text:
-                raise RequestError("order_visit_mismatch", "the order belongs to another visit")
-            attributes = {**body.model_dump(exclude={"visit_id"}), "visit_is_number": bool(visit and visit.numeric)}
-            visit_id = visit.text if visit else known.visit_id if known else None
-            record = orders.put(tx, who.site, order_id.text, visit_id=visit_id, accession_number=body.accession_number,
-                                verified=True, attributes=attributes)
-            audit.append(tx, AuditEntry(who.site, "order.announced", who.name, f"order/{order_id.text}"))
-            return known is None, record
+        def unit(tx: Connection) -> tuple[bool, OrderView]:
+            attributes = attributes_of(body, _is_number(orders.find(tx, who.site, order_id.text), visit))
+            new, record = announce(
+                tx, who.site, order_id.text, visit_id=visit.text if visit else None, attributes=attributes,
+                actor=who.name, peer=peer, quarantines=self._quarantines)
+            return new, _view(tx, record)
 
-        new, record = await self._store.write(unit)
-        return new, await self._json(order_id, record)
+        return await self._store.write(unit)
 
-    async def get(self, order_id: OutsideId, who: Principal) -> dict[str, Any]:
-        """An order and its images' ids. RequestError `not_found`."""
+    async def get(self, order_id: OutsideId, who: Principal) -> OrderView:
+        """What is known of an order."""
+        return await self._store.read(lambda tx: _view(tx, _seen(tx, order_id, who)))
+
+    async def listing(self, who: Principal, limit: int, after: str, **by: str | None) -> list[OrderView]:
+        """Orders that `who` may see, in order of their ids; `by`: see storage.orders.listing."""
         who.require(Role.VIEWER, Role.UPLOADER)
-        record = await self._store.read(lambda tx: orders.find(tx, who.site, order_id.text))
-        if record is None or not who.sees_order(record.radiology_order_id, record.visit_id):
-            raise RequestError("not_found", "there is no such order")
-        return await self._json(order_id, record)
+        visit = by.pop("visit_id") or who.visit_id
+        if not who.sees_visit(visit):
+            return []
+        principal = None if who.is_narrowed or who.may(Role.VIEWER) else who.name
+        return await self._store.read(lambda tx: [_view(tx, record) for record in orders.listing(
+            tx, who.site, visit_id=visit, radiology_order_id=who.radiology_order_id, principal=principal, after=after,
+            limit=limit, **by)])
 
-    async def _json(self, order_id: OutsideId, record: OrderRecord) -> dict[str, Any]:
-        images = await self._store.read(lambda tx: orders.image_ids(tx, record.site, record.radiology_order_id))
-        attributes = {name: record.attributes.get(name) for name in OrderBody.model_fields if name != "visit_id"}
-        numeric = bool(record.attributes.get("visit_is_number", (record.visit_id or "").isdecimal()))
-        return {
-            "radiology_order_id": present(record.radiology_order_id, order_id.numeric),
-            "visit_id": present(record.visit_id, numeric), **attributes, "verified": record.verified,
-            "images": images, "created_at": record.created_at, "updated_at": record.updated_at}
+    async def status(self, order_id: OutsideId, who: Principal) -> dict[str, Any]:
+        """Expected, on its way, or there."""
+        record = await self._store.read(lambda tx: _seen(tx, order_id, who))
+        return await self._progress.of_order(record)
+
+    async def images(self, order_id: OutsideId, who: Principal) -> list[ImageRecord]:
+        """The images of an order that are shown and that `who` may see."""
+
+        def unit(tx: Connection) -> list[ImageRecord]:
+            record = _seen(tx, order_id, who)
+            return [image for image in orders.images(tx, record.site, record.radiology_order_id)
+                    if may_see_image(tx, image, who)]
+
+        return await self._store.read(unit)
+
+
+def _is_number(known: OrderRecord | None, visit: OutsideId | None) -> bool:
+    """Whether the visit is shown as a number: in the form first received (contract §1)."""
+    if visit is None or (known is not None and known.visit_id is not None and "visit_is_number" in known.attributes):
+        return visit_is_number(known)
+    return visit.numeric
+
+
+def _seen(tx: Connection, order_id: OutsideId, who: Principal) -> OrderRecord:
+    who.require(Role.VIEWER, Role.UPLOADER)
+    record = orders.find(tx, who.site, order_id.text)
+    if record is None or not may_see_order(tx, record, who):
+        raise RequestError("not_found", "there is no such order")
+    return record
+
+
+def _view(tx: Connection, record: OrderRecord) -> OrderView:
+    return OrderView(record, [image.id for image in orders.images(tx, record.site, record.radiology_order_id)])

@@ -27,6 +27,9 @@ class Image(TypedDict):
     number_of_frames: int | None
     orders: list[Any]
     flags: list[str]
+    superseded_by: int | None
+    rejection_code: str | None
+    rejected_at: str | None
     bytes: str
     stored_at: str
     door: str
@@ -95,6 +98,7 @@ class Deliveries(TypedDict):
     results: list[Delivery]
 
 
+REJECTED = Parameter("rejected", "true: the rejected images instead of those that are shown; for operators")
 ACCEPT = Parameter("accept", "image/png or image/jpeg, where no Accept can be sent")
 PICTURE = {
     200: Answer("A picture", BINARY, ("image/png", "image/jpeg"), {
@@ -119,7 +123,7 @@ DESCRIBED = {
     "thumbnail": Described(PICTURE, parameters=(ACCEPT,), refusals=("not_found", "invalid_field", "render_failed")),
     "studies": Described(cached_answer(StudyList), parameters=(
         Parameter("limit", "At most so many, up to 500", NUMBER),
-        Parameter("cursor", "The page after, as `next_cursor` said")), refusals=("invalid_field",)),
-    "study": Described(cached_answer(Study), refusals=("not_found",)),
+        Parameter("cursor", "The page after, as `next_cursor` said"), REJECTED), refusals=("invalid_field",)),
+    "study": Described(cached_answer(Study), parameters=(REJECTED,), refusals=("not_found",)),
     "deliveries": Described(cached_answer(Deliveries)),
 }

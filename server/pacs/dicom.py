@@ -45,6 +45,21 @@ class Header:
     attributes: dict[str, str]
     flags: tuple[str, ...]
 
+    @property
+    def patient_id(self) -> str | None:
+        """Patient ID (0010,0020)."""
+        return self.attributes.get("PatientID")
+
+    @property
+    def issuer_of_patient_id(self) -> str | None:
+        """Issuer of Patient ID (0010,0021)."""
+        return self.attributes.get("IssuerOfPatientID")
+
+    @property
+    def accession_number(self) -> str | None:
+        """Accession Number (0008,0050)."""
+        return self.attributes.get("AccessionNumber")
+
 
 def read_header(path: Path, limits: HeaderLimits | None = None) -> Header:
     """Read and judge a Part 10 file. NotDicom; DicomRejected when damaged, unidentified or beyond the limits."""

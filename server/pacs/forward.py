@@ -31,6 +31,10 @@ class Forwarder:
             if delivery is None or image is None or delivery.state is DeliveryState.DELIVERED:
                 jobs.done(tx, job)
                 return None
+            if not image.is_shown:  # rejected, or another took its place: until it comes back
+                jobs.hold_delivery(tx, delivery.delivery_id)
+                jobs.done(tx, job)
+                return None
             jobs.begin_attempt(tx, delivery.delivery_id)
             return delivery, image
 

@@ -16,7 +16,8 @@ from server.pacs.ingest import blob_path
 from server.pacs.presentation import Sign, image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window
 from server.reads import Reads
-from storage import instances, jobs, orders, sessions
+from server.visibility import may_see_image
+from storage import instances, jobs
 from storage.records import ImageRecord
 from storage.store import Store
 
@@ -111,11 +112,13 @@ class ImageHandlers:
 
     @allows(Role.VIEWER)
     async def studies(self, request: web.Request) -> web.Response:
-        """Studies in order of coming."""
+        """Studies in order of coming; with `?rejected=true` those of rejected images, for operators."""
         who = principal_of(request)
+        rejected = _asks_for_rejected(request)
         limit = min(_number(request.query.get("limit", "100"), "limit"), 500)
         after = _number(request.query.get("cursor", "0"), "cursor", least=0)
-        rows = await self._store.read(lambda tx: instances.studies(tx, who.site, limit + 1, after))
+        rows = await self._store.read(lambda tx: instances.studies(
+            tx, who.site, limit + 1, after, rejected=rejected))
         base_url = self._base_url(request)
         results = [{
             "study_instance_uid": row["study_instance_uid"], "attributes": row["attributes"], "images": row["images"],
@@ -126,18 +129,22 @@ class ImageHandlers:
 
     @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True)
     async def study(self, request: web.Request) -> web.Response:
-        """The tree: study, series, images; a token of one visit sees only that visit's images."""
+        """The tree: study, series, images; a token of one visit sees only that visit's images.
+
+        With `?rejected=true` its rejected images, for operators.
+        """
         who = principal_of(request)
         who.require(Role.VIEWER, Role.UPLOADER)
+        rejected = _asks_for_rejected(request)
         uid, base_url = request.match_info["study_instance_uid"], self._base_url(request)
 
         def unit(tx: Connection) -> dict[str, Any] | None:
-            found = instances.tree(tx, who.site, uid)
+            found = instances.tree(tx, who.site, uid, rejected=rejected)
             if found is None:
                 return None
             study, series = found
             for row in series:
-                row["images"] = [image for image in row["images"] if _may_see(tx, image, who)]
+                row["images"] = [image for image in row["images"] if may_see_image(tx, image, who)]
             series = [row for row in series if row["images"]]
             return study_json(tx, study, series, base_url, self._signing(who)) if series else None
 
@@ -169,7 +176,7 @@ class ImageHandlers:
 
         def unit(tx: Connection) -> ImageRecord | None:
             image = instances.find(tx, who.site, image_id)
-            return image if image is not None and _may_see(tx, image, who) else None
+            return image if image is not None and may_see_image(tx, image, who) else None
 
         image = await self._store.read(unit)
         if image is None:
@@ -178,14 +185,11 @@ class ImageHandlers:
         return image
 
 
-def _may_see(tx: Connection, image: ImageRecord, who: Principal) -> bool:
-    """Its site; with a narrowed token an order that it covers; an uploader what its own sessions brought."""
-    if who.is_narrowed:
-        found = (orders.find(tx, who.site, name) for name in orders.of_image(tx, image.id))
-        return any(order is not None and who.sees_order(order.radiology_order_id, order.visit_id) for order in found)
-    if who.may(Role.VIEWER, Role.AUDITOR):
-        return True
-    return sessions.brought(tx, image.id, who.name)
+def _asks_for_rejected(request: web.Request) -> bool:
+    asked: bool = request.query.get("rejected") == "true"
+    if asked:
+        principal_of(request).require(Role.OPERATOR)
+    return asked
 
 
 def _number(text: str, field: str, least: int = 1) -> int:

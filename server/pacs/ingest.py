@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection
 
+from server import linking
 from server.errors import DicomRejected, SessionFailure
 from server.filing import Filed, Inspection, Origin
 from server.pacs.dicom import SERIES_KEYWORDS, STUDY_KEYWORDS, Header, dataset_sha256, read_header
 from server.pacs.healing import heal
-from storage import audit, instances, jobs, orders
+from storage import audit, instances, jobs, orders, quarantine
 from storage.blobs.base import BlobStore, LocalPath, sealed
 from storage.errors import StorageError
 from storage.records import AuditEntry, ImageRecord, OrderRecord, Sha256
@@ -25,13 +27,15 @@ class Ingester:
     """Files sealed bytes as rows; idempotent by SOP Instance UID and dataset digest (contract §6)."""
 
     def __init__(
-        self, store: Store, same_content: SameContent, *, destinations: tuple[str, ...] = (), accept_other: bool = True
+        self, store: Store, same_content: SameContent, *, destinations: tuple[str, ...] = (), accept_other: bool = True,
+        quarantines: bool = False,
     ) -> None:
         self._store = store
         self._blobs = store.blobs
         self._same_content = same_content
         self._destinations = destinations
         self._accept_other = accept_other
+        self._quarantines = quarantines
 
     async def inspect(
         self, sha256: Sha256, size_bytes: int, origin: Origin, head: bytes | None = None
@@ -77,17 +81,45 @@ class Ingester:
         header = inspection.header
         if header is None:
             filed = self._attachment(tx, inspection, origin)
-        else:
-            assert isinstance(header, Header), "inspect() made it"
-            filed = self._instance(tx, inspection, header, origin)
-        if filed.image is None:
-            return filed
-        if origin.radiology_order_id is not None:
-            orders.link(tx, origin.site, filed.image.id, origin.radiology_order_id, "session")
-        elif header is not None:
-            _link_by_accession(tx, filed.image, header, origin)
+            return self._filed(tx, inspection, filed, _named_order(tx, origin), origin)
+        assert isinstance(header, Header), "inspect() made it"
+        order = _order_of(tx, header, origin)
+        known = instances.by_sop_instance(tx, origin.site, header.sop_instance_uid)
+        failure = self._held(tx, inspection, header, known, order, origin)
+        if failure is not None:
+            return Filed(None, failure=failure)
+        filed = Filed(known, deduplicated=True) if known else self._instance(tx, inspection, header, origin)
+        return self._filed(tx, inspection, filed, order, origin)
+
+    def accept(self, tx: Connection, inspection: Inspection, origin: Origin) -> Filed:
+        """File what a person takes out of quarantine: an image of its own, which supersedes the live one of its UID.
+
+        Without an order of its own it goes where that one went. What is live already is that image.
+        """
+        header = inspection.header
+        assert isinstance(header, Header), "only DICOM is held"
+        known = instances.by_sop_instance(tx, origin.site, header.sop_instance_uid)
+        order = _order_of(tx, header, origin)
+        if known is not None and known.dataset_sha256 == inspection.dataset_sha256:
+            return self._filed(tx, inspection, Filed(known, deduplicated=True), order, origin)
+        filed = self._filed(tx, inspection, self._instance(tx, inspection, header, origin, known), order, origin)
+        assert filed.image is not None, "it was just made"
+        if order is None and known is not None:
+            for inherited in orders.of_image(tx, known.id):
+                linking.link(tx, filed.image, inherited, linking.BY_OPERATOR, origin.actor, origin.peer)
+        return filed
+
+    def _filed(
+        self, tx: Connection, inspection: Inspection, filed: Filed, order: OrderRecord | None, origin: Origin
+    ) -> Filed:
+        """What an image has in common, new or known: its link and its audit row."""
+        assert filed.image is not None, "there is an image"
+        if order is not None:
+            named = origin.radiology_order_id is not None
+            linking.link(tx, filed.image, order, linking.BY_SESSION if named else linking.BY_ACCESSION, origin.actor,
+                         origin.peer)
         outcome = "deduplicated" if filed.deduplicated else "stored"
-        _note(tx, origin, f"image.{outcome}", str(filed.image.id), inspection,
+        _note(tx, origin, f"image.{outcome}", f"image/{filed.image.id}", inspection,
               sop_instance_uid=filed.image.sop_instance_uid)
         return filed
 
@@ -99,36 +131,54 @@ class Ingester:
             tx, site=origin.site, kind="attachment", blob_sha256=inspection.sha256, size_bytes=inspection.size_bytes,
             file_name=origin.file_name, content_type=origin.content_type, flags="", door=origin.door))
 
-    def _instance(self, tx: Connection, inspection: Inspection, header: Header, origin: Origin) -> Filed:
-        known = instances.by_sop_instance(tx, origin.site, header.sop_instance_uid)
-        if known is not None and (known.dataset_sha256 == inspection.dataset_sha256 or inspection.same_as == known.id):
-            return Filed(known, deduplicated=True)
-        if known is not None:
-            instances.add_quarantine(
-                tx, site=origin.site, blob_sha256=inspection.sha256, reason="SOP_INSTANCE_CONFLICT",
-                sop_instance_uid=header.sop_instance_uid, conflicts_with=known.id, session_id=origin.session_id)
-            _note(tx, origin, "image.quarantined", str(known.id), inspection, sop_instance_uid=header.sop_instance_uid)
-            return Filed(None, failure=SessionFailure(
+    def _held(
+        self, tx: Connection, inspection: Inspection, header: Header, known: ImageRecord | None,
+        order: OrderRecord | None, origin: Origin,
+    ) -> SessionFailure | None:
+        """Why the object goes to quarantine, where it is now; None for what is filed."""
+        if known is not None and inspection.same_as != known.id and known.dataset_sha256 != inspection.dataset_sha256:
+            failure = SessionFailure(
                 "SOP_INSTANCE_CONFLICT", f"image {known.id} has this SOP Instance UID and other content: "
-                "the new file is held in quarantine"))
+                "the new file is held in quarantine")
+        elif self._quarantines and order is not None and linking.contradictions(order, header) and (
+                known is None or not orders.is_linked(tx, known.id, order.radiology_order_id)):
+            failure = SessionFailure(
+                "PATIENT_MISMATCH", f"it contradicts order {order.radiology_order_id}: it is held in quarantine")
+        else:
+            return None
+        quarantine_id = quarantine.hold(
+            tx, origin.site, blob_sha256=inspection.sha256, reason=failure.code,
+            sop_instance_uid=header.sop_instance_uid, conflicts_with=known.id if known else None,
+            session_id=origin.session_id, radiology_order_id=order.radiology_order_id if order else None,
+            door=origin.door)
+        _note(tx, origin, "image.quarantined", f"quarantine/{quarantine_id}", inspection, failure.code,
+              sop_instance_uid=header.sop_instance_uid)
+        return failure
+
+    def _instance(
+        self, tx: Connection, inspection: Inspection, header: Header, origin: Origin,
+        supersedes: ImageRecord | None = None,
+    ) -> Filed:
         attributes = header.attributes
         series_id = instances.ensure_series(
             tx, origin.site, header.study_instance_uid, header.series_instance_uid,
             {name: attributes[name] for name in STUDY_KEYWORDS if name in attributes},
             {name: attributes[name] for name in SERIES_KEYWORDS if name in attributes})
-        flags = (*header.flags, *_contradictions(tx, header, origin))
         frames = attributes.get("NumberOfFrames", "")
-        image = instances.add(
+        add = instances.add if supersedes is None else partial(instances.take_the_place, of=supersedes)
+        image = add(
             tx, site=origin.site, kind="dicom", series_id=series_id, sop_class_uid=header.sop_class_uid,
             sop_instance_uid=header.sop_instance_uid, study_instance_uid=header.study_instance_uid,
             series_instance_uid=header.series_instance_uid, transfer_syntax_uid=header.transfer_syntax_uid,
             blob_sha256=inspection.sha256, dataset_sha256=inspection.dataset_sha256, size_bytes=inspection.size_bytes,
             instance_number=attributes.get("InstanceNumber", "")[:16] or None,
             number_of_frames=int(frames) if frames.isdecimal() and len(frames) < 9 else None,
-            file_name=origin.file_name, content_type="application/dicom", flags=",".join(flags), door=origin.door)
+            file_name=origin.file_name, content_type="application/dicom", flags=",".join(header.flags),
+            door=origin.door, patient_id=header.patient_id, issuer_of_patient_id=header.issuer_of_patient_id,
+            accession_number=header.accession_number)
         for destination in self._destinations:
-            jobs.add_delivery(tx, origin.site, image.id, destination)
-        return Filed(image, flags=flags)
+            jobs.add_delivery(tx, origin.site, image.id, destination, origin.priority)
+        return Filed(image)
 
 
 def _read(path: Path, claims_dicom: bool) -> tuple[Header, Sha256] | None:
@@ -146,40 +196,24 @@ def _is_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM"
 
 
+def _named_order(tx: Connection, origin: Origin) -> OrderRecord | None:
+    if origin.radiology_order_id is None:
+        return None
+    return orders.find(tx, origin.site, origin.radiology_order_id)
+
+
 def _order_of(tx: Connection, header: Header, origin: Origin) -> OrderRecord | None:
     if origin.radiology_order_id is not None:
-        return orders.find(tx, origin.site, origin.radiology_order_id)
-    accession = header.attributes.get("AccessionNumber")
-    found = orders.by_accession(tx, origin.site, accession) if accession else []
-    return found[0] if len(found) == 1 else None  # two orders of one number: a person must choose
-
-
-def _link_by_accession(tx: Connection, image: ImageRecord, header: Header, origin: Origin) -> None:
-    order = _order_of(tx, header, origin)
-    if order is not None:
-        orders.link(tx, origin.site, image.id, order.radiology_order_id, "accession")
-
-
-def _contradictions(tx: Connection, header: Header, origin: Origin) -> tuple[str, ...]:
-    """Where the object says another patient or accession than the order: flagged, never re-labelled (contract §10)."""
-    order = _order_of(tx, header, origin)
-    if order is None:
-        return ()
-    flags = []
-    ordered = {"patient_mismatch": (order.attributes.get("patient_id"), "PatientID"),
-               "accession_mismatch": (order.accession_number, "AccessionNumber")}
-    for flag, (expected, keyword) in ordered.items():
-        actual = header.attributes.get(keyword)
-        if expected and actual and str(expected) != actual:
-            flags.append(flag)
-    return tuple(flags)
+        return _named_order(tx, origin)
+    return linking.order_of_accession(tx, origin.site, header.accession_number)
 
 
 def _note(
-    tx: Connection, origin: Origin, action: str, subject: str, inspection: Inspection, **detail: str | None
+    tx: Connection, origin: Origin, action: str, subject: str, inspection: Inspection, outcome: str = "ok",
+    **detail: str | None,
 ) -> None:
     audit.append(tx, AuditEntry(
-        origin.site, action, actor=origin.actor, subject=f"image/{subject}", peer=origin.peer,
+        origin.site, action, actor=origin.actor, subject=subject, peer=origin.peer, outcome=outcome,
         detail={"sha256": inspection.sha256, "door": origin.door, "session_id": origin.session_id, **detail}))
 
 

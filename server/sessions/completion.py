@@ -220,9 +220,10 @@ def origin_of(
 
 
 def _origin(record: SessionRecord) -> Origin:
-    return origin_of(
+    origin = origin_of(
         record.site, record.principal, record.file_name, record.content_type,
         radiology_order_id=record.radiology_order_id, session_id=record.session_id)
+    return replace(origin, priority=record.priority)
 
 
 def _claims_dicom(file_name: str, content_type: str | None) -> bool:

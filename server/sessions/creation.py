@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from server.auth import Principal, Role
+from server.bodies import canonical
 from server.errors import RequestError
 from server.identifiers import parse_text_id
 from server.sessions import machine
 from server.sessions.moves import move, move_on, note, taking_bytes, walk
-from server.sessions.schema import NewSession, canonical
+from server.sessions.schema import NewSession
 from storage import blob_rows, sessions, uploads
 from storage.errors import Refused
-from storage.records import SessionRecord, Status, UploadRecord, new_id, timestamp
+from storage.records import SessionRecord, Status, UploadRecord, new_id, rank, timestamp
 
 NameOrder = Callable[[Connection, str, str, str | None], str | None]
 """Names an order: (tx, site, order, visit) → the order's visit; RequestError `order_visit_mismatch`."""
@@ -135,7 +136,9 @@ def _same_again(
         raise RequestError("session_conflict", "this session_id is taken", fields=["session_id"])
     wanted = _record(new, visit, who, None, None)
     names = ["file_name", "file_size", "radiology_order_id", "content_type", "local_file_uuid", "created_by_id",
-             "device_id", "priority", "max_retries", "client_created_at", "local_file_path"]
+             "device_id", "max_retries", "client_created_at", "local_file_path"]
+    if rank(wanted.priority) > rank(known.priority):  # an order may have raised it since
+        names.append("priority")
     if known.checksum_source == "client" or wanted.checksum_sha256 is not None:
         names.append("checksum_sha256")
     if wanted.file_size is None:

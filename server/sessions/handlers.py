@@ -12,6 +12,7 @@ from server.auth import Role, principal_of
 from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.errors import SESSION_FAILURES, RequestError
+from server.idempotency import key_of
 from server.identifiers import parse_text_id
 from server.identity.signatures import Signed
 from server.middleware import route_of
@@ -36,11 +37,8 @@ BaseUrl = Callable[[web.Request], str]
 def caller_of(request: web.Request) -> Caller:
     """Who calls, under which visit."""
     visit = request.match_info.get("visit_id")
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and len(key) > 128:
-        raise RequestError("invalid_header", "Idempotency-Key is longer than 128 characters")
     return Caller(principal_of(request), parse_text_id(visit, "visit_id") if visit else None, request.remote,
-                  key, route_of(request))
+                  key_of(request), route_of(request))
 
 
 class SessionHandlers:

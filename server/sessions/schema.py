@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from server.bodies import Body
+from server.bodies import Body, Reason, Text
 from server.identifiers import PATTERN, OutsideId, parse_id, present
 from server.sessions.machine import FOR_PEOPLE, STORED
 from storage.records import SessionRecord, Status
@@ -38,14 +38,7 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _no_control(text: str) -> str:
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError("must not hold control characters")
-    return text
-
-
 Metadata = Annotated[dict[str, Any], AfterValidator(_bounded)]
-Text = Annotated[str, AfterValidator(_no_control)]
 Digest = Annotated[str, AfterValidator(_sha256), WithJsonSchema({"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"})]
 Uuid = Annotated[str, AfterValidator(_uuid), WithJsonSchema({"type": "string", "format": "uuid"})]
 AnyId = Annotated[int | str, WithJsonSchema({"anyOf": [
@@ -97,7 +90,7 @@ class Acknowledge(Body):
 class Cancel(Body):
     """`cancel/`."""
 
-    reason: Annotated[Text, Field(min_length=1, max_length=500)]
+    reason: Reason
 
 
 class Retry(Body):
@@ -192,8 +185,3 @@ def session_json(
         body["links"]["receipt"] = f"{root}/receipt/"
         body["awaiting_ack"] = record.status is Status.SYNCED
     return body
-
-
-def canonical(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal content gives equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,16 +1,16 @@
 """The session calls (contract §4), one method each. Moves are made in moves.py and creation.py."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 from server.admission import NewUpload
 from server.auth import Principal, Role
+from server.bodies import canonical
 from server.errors import RequestError, SessionFailure
+from server.idempotency import once
 from server.identifiers import OutsideId, parse_id
 from server.sessions import creation, machine
 from server.sessions.intake import Intake
@@ -23,16 +23,14 @@ from server.sessions.schema import (
     NewSession,
     ReportFailure,
     UploadBinary,
-    canonical,
     new_session,
 )
 from storage import audit, blob_rows, instances, sessions, uploads
 from storage.blobs.base import staging
-from storage.records import AuditEntry, ImageRecord, SessionRecord, Status, UploadRecord, UploadState, now, timestamp
+from storage.records import AuditEntry, ImageRecord, SessionRecord, Status, UploadRecord, UploadState, timestamp
 from storage.store import Store
 
 T = TypeVar("T")
-IDEMPOTENCY_KEPT = timedelta(hours=24)
 AUDITED_REFUSALS = frozenset({"invalid_transition", "retries_exhausted", "not_retryable", "metadata_immutable"})
 
 
@@ -175,7 +173,7 @@ class SessionService:
                            "upload_offset": offset, "progress_preserved": offset > 0}}
 
         return await self._refusals_audited(
-            session_id, caller, lambda tx: _once(tx, caller, {"session_id": session_id}, unit))
+            session_id, caller, lambda tx: once(tx, caller, {"session_id": session_id}, unit))
 
     async def cancel(self, session_id: str, body: Cancel, caller: Caller) -> SessionRecord:
         """`cancel/`: FAILED / CLIENT_ABORTED; staged bytes are freed."""
@@ -190,11 +188,11 @@ class SessionService:
             record = self._own(tx, session_id, caller)
             live = uploads.live(tx, record.session_id)
 
-            def once(tx: Connection) -> dict[str, Any]:
+            def abort(tx: Connection) -> dict[str, Any]:
                 fail(tx, record, failure, caller.who.name, caller.peer)
                 return {}
 
-            _once(tx, caller, {"session_id": session_id, "error_code": failure.code}, once)
+            once(tx, caller, {"session_id": session_id, "error_code": failure.code}, abort)
             return live
 
         live = await self._refusals_audited(session_id, caller, unit)
@@ -287,22 +285,3 @@ def _is_sound(tx: Connection, record: SessionRecord) -> bool:
     """Whether the session's bytes are stored, and nothing casts doubt on them."""
     blob = blob_rows.find(tx, record.site, record.blob_sha256) if record.blob_sha256 else None
     return blob is not None and blob.alarm is None
-
-
-def _once(
-    tx: Connection, caller: Caller, request: dict[str, Any], unit: Callable[[Connection], dict[str, Any]]
-) -> dict[str, Any]:
-    """Run `unit` once per Idempotency-Key; the same key again gives the answer of then."""
-    key = caller.idempotency_key
-    if key is None:
-        return unit(tx)
-    digest = hashlib.sha256(canonical(request).encode()).hexdigest()
-    since = timestamp(now() - IDEMPOTENCY_KEPT)
-    known = sessions.remembered(tx, caller.who.name, caller.route, key, since)
-    if known is not None:
-        if known["request_sha256"] != digest:
-            raise RequestError("idempotency_key_reused")
-        return {**known["answer"], "replayed": True}
-    answer = unit(tx)
-    sessions.remember(tx, caller.who.site, caller.who.name, caller.route, key, digest, 200, answer)
-    return answer

@@ -65,7 +65,7 @@ OPTIONS = Described(
     {204: Answer("Versions, extensions, limits", headers={
         tus_fields.TUS_VERSION: "of tus", tus_fields.TUS_EXTENSION: "of tus", tus_fields.TUS_MAX_SIZE: "in bytes",
         tus_fields.TUS_CHECKSUM_ALGORITHM: "for Upload-Checksum", rufh_fields.UPLOAD_LIMIT: "of RUFH"})},
-    open=True, summary="What this server speaks.", refusals=("method_not_allowed",))
+    summary="What this server speaks.", refusals=("method_not_allowed",))
 
 DESCRIBED = {
     "OPTIONS /files": OPTIONS, "OPTIONS /files/{upload_id}": OPTIONS, "POST /files": CREATED,

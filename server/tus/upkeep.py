@@ -58,8 +58,9 @@ class Upkeep:
         if await self._store.blobs.size(key) > WHOLE_BYTES:
             return  # only short ones are sealed before their rows: the start does not wait for the hashing of others
         digest = await self._store.blobs.digest(key)
-        if await self._store.read(lambda tx: blob_rows.find(tx, key.site, digest)) is None:
-            await self._store.blobs.delete(sealed(key.site, digest))
+        freed = await self._store.write(lambda tx: self._store.take_back(tx, sealed(key.site, digest), 0.0))
+        if freed is not None:
+            await self._store.blobs.delete(freed)
 
     async def clean_abandoned(self) -> None:
         """While others write: free bytes that no row names, as a crash or a cancelled request leaves them."""

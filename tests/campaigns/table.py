@@ -1,5 +1,6 @@
 """Each campaign and its full count."""
 
+from tests.campaigns.canaries import canaries
 from tests.campaigns.clinic import cut_uploads, dicom_objects, identical_creations, killed_servers
 from tests.campaigns.documented import documented_answers
 from tests.campaigns.history import million_audit_rows, mutated_audit_chains
@@ -25,5 +26,6 @@ CAMPAIGNS = {
     damaged_blobs: 1000,
     receipts_of_strangers: 10_000,
     documented_answers: 20_000,
+    canaries: 100_000,
     random_walk: 100_000,
 }

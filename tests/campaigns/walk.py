@@ -18,8 +18,9 @@ from typing import Any
 from tests.campaigns.soundness import sound
 from tests.server import Server, sha256
 
-SESSIONS = 40
+SESSIONS = 12
 """At once."""
+STEPS_PER_SESSION = 60
 STEPS_PER_KILL = 2500
 DEVICES = ("tablet-1", "tablet-2", "desk-1")
 OFFSET_TYPE = "application/offset+octet-stream"
@@ -145,7 +146,7 @@ class Walk:
             return
         shift = self.dice.choice([0, 0, 0, 0, -1, 1])
         offset = max(0, one.held + shift)
-        part = one.content[offset : offset + self.dice.choice([0, 1, 700, 5000])]
+        part = one.content[offset : offset + self.dice.choice([0, 1, 700, 5000, 5000])]
         status, headers, content = self.ask("PATCH", one.path, part, Tus_Resumable="1.0.0", Upload_Offset=str(offset),
                                             Content_Type=OFFSET_TYPE)
         if one.status == "FAILED":
@@ -295,10 +296,11 @@ class Walk:
         one.steps += 1
         steps: list[tuple[Callable[[Modelled], None], int]] = [
             (self.metadata, 3), (self.hand_out, 3), (self.send, 8), (self.cut, 2), (self.retry, 3), (self.cancel, 1),
-            (self.report_failure, 1), (self.acknowledge, 4), (self.look, 3), (self.create_again, 2)]
+            (self.report_failure, 1), (self.acknowledge, 8 if one.status in STORED else 2), (self.look, 3),
+            (self.create_again, 2)]
         chosen = self.dice.choices([step for step, _ in steps], [weight for _, weight in steps])[0]
         self.count(chosen.__name__, lambda: chosen(one))
-        if one.steps > 40 and one in self.models:  # it has seen enough: the last look, and a new one takes its place
+        if one.steps > STEPS_PER_SESSION and one in self.models:  # it has seen enough: a new one takes its place
             self.look(one)
             self.models.remove(one)
 
@@ -322,7 +324,8 @@ def random_walk(folder: Path, seed: int, count: int) -> int:
         for one in walk.models:
             walk.look(one)
         print(f"random_walk: {', '.join(f'{name} {times}' for name, times in sorted(walk.done.items()))}", flush=True)
-        assert walk.furthest == len(DEVICES), f"seed {seed}: the walk was too short to mean anything"
+        wanted = min(len(DEVICES), 1 + count // 1000)  # a short walk seldom sees a third device
+        assert walk.furthest >= wanted, f"seed {seed}: {walk.furthest} devices may delete one copy: it means little"
         sound(walk.server)
     finally:
         walk.server.stop()

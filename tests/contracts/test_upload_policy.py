@@ -21,7 +21,7 @@ from server.admission import (
 )
 from server.auth import Principal, Role
 from server.errors import RequestError, SessionFailure
-from server.orders.service import name_order
+from server.orders.announcing import name_order
 from server.pacs.ingest import Ingester
 from server.pacs.render import Renderer
 from server.sessions import creation

@@ -10,6 +10,7 @@ import requests
 from aiohttp import web
 
 from server import openapi
+from server.access import Access, declared_by
 from server.app import VERSION, create_app
 from server.errors import REQUEST_ERRORS, SESSION_FAILURES
 from server.lifecycle import open_services
@@ -47,6 +48,13 @@ async def test_a_route_without_a_description_is_named(router: web.UrlDispatcher)
     app = web.Application()
     app.add_routes([web.get("/api/v1/forgotten", Handlers().forgotten)])
     assert list(openapi.undescribed(app.router)) == ["GET /api/v1/forgotten"]
+
+
+async def test_what_is_described_as_open_is_declared_so(router: web.UrlDispatcher) -> None:
+    for method, path, handler in openapi.calls(router):
+        described, declared = openapi.described_by(method, path, handler), declared_by(handler)
+        access = declared if declared is None or isinstance(declared, Access) else declared[method]
+        assert described is not None and access is not None and described.open == access.open, (method, path)
 
 
 async def test_no_table_describes_what_is_not_there(router: web.UrlDispatcher) -> None:
@@ -115,3 +123,11 @@ def test_both_are_open_and_answers_are_as_they_are_described(server: Server) -> 
     assert told.status_code == 200 and told.json()["openapi"].startswith("3.1")
     shown = requests.get(f"{server.url}/docs", timeout=10)
     assert shown.headers["Content-Type"].startswith("text/html") and "create_session" in shown.text
+
+
+async def test_who_may_call_is_told_as_the_gate_heeds_it(router: web.UrlDispatcher) -> None:
+    paths = openapi.document(router, VERSION)["paths"]
+    assert paths["/healthz"]["get"]["security"] == [] and "401" not in paths["/healthz"]["get"]["responses"]
+    assert paths["/files"]["options"]["security"] == []
+    putting = paths["/api/v1/orders/{radiology_order_id}"]["put"]
+    assert "operator" in putting["description"] and {"401", "403"} <= set(putting["responses"])

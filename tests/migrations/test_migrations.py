@@ -119,6 +119,56 @@ def test_rows_of_the_first_release_survive_and_stay_guarded(tmp_path: Path, monk
             database.execute("DELETE FROM session")
 
 
+def test_images_of_before_orders_were_reconciled_tell_their_patient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.db"
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.triggers.create_triggers", lambda _tx: None)
+        command.upgrade(_alembic(path), "0005")
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(
+            "CREATE TRIGGER session_visit_id_immutable BEFORE UPDATE OF visit_id ON session "
+            "BEGIN SELECT RAISE(ABORT, 'never changes'); END"
+        )
+        said = '{"PatientID": "P1", "AccessionNumber": "A1"}'
+        database.execute("INSERT INTO study VALUES (1, 'default', '1.2', ?, 'x')", [said])
+        for image_id, study, flags in (
+            (1, "1.2", "short_pixel_data,patient_mismatch"),
+            (2, "1.2", "patient_mismatch,accession_mismatch"),
+            (3, None, ""),
+        ):
+            database.execute(
+                "INSERT INTO image (id, site, kind, study_instance_uid, blob_sha256, size_bytes, flags, door, "
+                "stored_at) VALUES (?, 'default', 'dicom', ?, 'b', 1, ?, 'tus', 'x')",
+                [image_id, study, flags],
+            )
+        database.execute(
+            "INSERT INTO session (session_id, site, radiology_order_id, status, priority, file_name, checksum_source, "
+            "principal, numeric_ids, max_retries, retry_count, created_at, updated_at, seq) VALUES "
+            "('s', 'default', 'o', 'FAILED', 'ROUTINE', 'a', 'client', 'p', '', 5, 0, 'x', 'x', 1)"
+        )
+        for session_id in ("s", None):
+            database.execute(
+                "INSERT INTO quarantine (site, blob_sha256, reason, session_id, state, created_at) "
+                "VALUES ('default', 'b', 'SOP_INSTANCE_CONFLICT', ?, 'held', 'x')",
+                [session_id],
+            )
+    migrate(path)
+    with closing(sqlite3.connect(path)) as database:
+        images = database.execute("SELECT patient_id, accession_number, rejected_at, flags FROM image ORDER BY id")
+        assert images.fetchall() == [
+            ("P1", "A1", None, "short_pixel_data"),
+            ("P1", "A1", None, ""),
+            (None, None, None, ""),
+        ]
+        held = database.execute("SELECT door, radiology_order_id FROM quarantine ORDER BY id").fetchall()
+        assert held == [("tus", "o"), ("dimse", None)]
+        database.execute("UPDATE session SET visit_id = '77'")  # it becomes known, once
+        with pytest.raises(sqlite3.IntegrityError, match="written once"):
+            database.execute("UPDATE session SET visit_id = '78'")
+
+
 def test_a_copy_never_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.db"
     with monkeypatch.context() as patched:

@@ -89,7 +89,7 @@ WORDS = [
         "[http]\ntrusted_proxies = ['the proxy']",
         "http.trusted_proxies.0: must be an address or a network, such as 10.1.0.0/16",
     ),
-    ("[http]\ntls_cert = 'x'", "http.tls_cert: this value is not available in this version"),
+    ("[http]\ntls_cert = 'x'", "http.tls_key: goes with http.tls_cert"),
     (
         "[[forward.destinations]]\nname = 'a b'\nae_title = 'A'\nhost = 'h'\nport = 1",
         "forward.destinations.0.name: must be 1 to 64 of A-Z a-z 0-9 . _ -",

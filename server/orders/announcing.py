@@ -1,0 +1,117 @@
+"""Units of work on what an order is: named by a sender, announced by the EMR, reconciled with what came before."""
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from server.errors import RequestError
+from server.linking import BY_ACCESSION, contradictions, link, note_complete, note_contradictions, order_of_accession
+from storage import audit, jobs, orders, sessions
+from storage.records import AuditEntry, OrderRecord, Status, rank
+
+STORED = (Status.SYNCED, Status.ACK_RECEIVED)
+
+
+def name_order(tx: Connection, site: str, radiology_order_id: str, visit_id: str | None) -> str | None:
+    """A sender named an order: keep it, unverified, if it is new. Gives its visit.
+
+    RequestError `order_visit_mismatch` when it belongs to another visit (contract §1).
+    """
+    known = orders.find(tx, site, radiology_order_id)
+    if known is None:
+        orders.put(
+            tx, site, radiology_order_id, visit_id=visit_id, accession_number=None, verified=False, attributes={})
+        return visit_id
+    if visit_id is None or known.visit_id == visit_id:
+        return known.visit_id
+    _check_visit(known, visit_id)
+    record = orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=known.accession_number,
+                        verified=known.verified, attributes=known.attributes)
+    _tell_visit(tx, record, "server", None)
+    return visit_id
+
+
+def announce(
+    tx: Connection, site: str, radiology_order_id: str, *, visit_id: str | None, attributes: dict[str, Any],
+    actor: str, peer: str | None, quarantines: bool,
+) -> tuple[bool, OrderRecord]:
+    """The EMR's word replaces what was known, but for the visit: (whether the order is new, the order).
+
+    The same word again changes nothing. What came before is reconciled: images of the accession number are linked,
+    contradictions noted, sessions get their visit, what waits is raised. RequestError `order_visit_mismatch`.
+    """
+    known = orders.find(tx, site, radiology_order_id)
+    accession = attributes.get("accession_number")
+    if known is not None:
+        if visit_id is not None:
+            _check_visit(known, visit_id)
+        visit_id = visit_id or known.visit_id
+        said = (known.verified, known.visit_id, known.accession_number, known.attributes)
+        if said == (True, visit_id, accession, attributes):
+            return False, known
+    record = orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=accession, verified=True,
+                        attributes=attributes)
+    changed = sorted(name for name, value in attributes.items() if known and known.attributes.get(name) != value)
+    audit.append(tx, AuditEntry(site, "order.announced", actor, f"order/{radiology_order_id}", peer,
+                                detail={"changed": changed} if known else None))
+    if known is not None:
+        if known.visit_id is None and visit_id is not None:
+            _tell_visit(tx, record, actor, peer)
+        _compare(tx, known, record)
+        _raise(tx, record, actor, peer)
+    _link_by_accession(tx, record, actor, peer, quarantines)
+    return known is None, record
+
+
+def _check_visit(known: OrderRecord, visit_id: str) -> None:
+    if known.visit_id not in (None, visit_id):
+        raise RequestError("order_visit_mismatch", "the order belongs to another visit")
+
+
+def _tell_visit(tx: Connection, order: OrderRecord, actor: str, peer: str | None) -> None:
+    """Sessions that named the order before its visit was known belong to it now."""
+    assert order.visit_id is not None, "it is known now"
+    position = audit.append(tx, AuditEntry(
+        order.site, "order.visit", actor, f"order/{order.radiology_order_id}", peer,
+        detail={"visit_id": order.visit_id}))
+    sessions.give_visit(tx, order.site, order.radiology_order_id, order.visit_id, position.seq)
+
+
+def _compare(tx: Connection, before: OrderRecord, order: OrderRecord) -> None:
+    """What was linked before is held against the new word: contradictions that are new, an order complete by it."""
+    images = orders.images(tx, order.site, order.radiology_order_id)
+    for image in images:
+        new = set(contradictions(order, image)) - set(contradictions(before, image))
+        note_contradictions(tx, image, order, tuple(sorted(new)))
+    if images and order.expected_images is not None and len(images) >= order.expected_images and (
+            before.expected_images is None or len(images) < before.expected_images):
+        note_complete(tx, order, len(images))
+
+
+def _raise(tx: Connection, order: OrderRecord, actor: str, peer: str | None) -> None:
+    """What waits of the order is as urgent as the order, or more; nothing falls (contract §4)."""
+    if not rank(order.priority):
+        return
+    for session in sessions.of_order(tx, order.site, order.radiology_order_id):
+        if session.status not in STORED and rank(session.priority) < rank(order.priority):
+            position = audit.append(tx, AuditEntry(
+                order.site, "session.priority", actor, session.session_id, peer,
+                detail={"from": session.priority, "to": order.priority,
+                        "radiology_order_id": order.radiology_order_id}))
+            sessions.prioritise(tx, session.session_id, order.priority, position.seq)
+    for image in orders.images(tx, order.site, order.radiology_order_id):
+        jobs.raise_deliveries(tx, order.site, image.id, order.priority)
+
+
+def _link_by_accession(
+    tx: Connection, order: OrderRecord, actor: str, peer: str | None, quarantines: bool
+) -> None:
+    """Images that came before their order, and belong to none, are its own if no other order has that number.
+
+    Where contradictions are quarantined, one of another patient stays in the inbox, for a person to decide.
+    """
+    if order_of_accession(tx, order.site, order.accession_number) != order:
+        return
+    for image in orders.unlinked_images(tx, order.site, accession_number=order.accession_number):
+        if not (quarantines and contradictions(order, image)):
+            link(tx, image, order, BY_ACCESSION, actor, peer)

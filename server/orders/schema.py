@@ -1,0 +1,83 @@
+"""What the order calls take and give: the fields of an order (contract §4), and orders as JSON."""
+
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from server.bodies import Body, Reason, Text
+from server.identifiers import present
+from storage.records import OrderRecord
+
+
+def _moment(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError("must be a time, such as 2026-11-22T10:02:40Z") from error  # without what was sent
+    return text
+
+
+def _day(text: str) -> str:
+    try:
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError("must be a day, such as 1970-01-31") from error
+    return text
+
+
+Short = Annotated[Text, Field(max_length=64)]
+AeTitle = Annotated[Text, Field(max_length=16)]
+
+
+class OrderBody(Body):
+    """What an EMR announces (contract §4). `status` is the EMR's own word, kept as it came."""
+
+    visit_id: int | str | None = None
+    patient_id: Short | None = None
+    issuer_of_patient_id: Short | None = None
+    patient_name: Annotated[Text, Field(max_length=324)] | None = None
+    patient_birth_date: Annotated[str, Field(pattern=r"^\d{4}-?\d{2}-?\d{2}$"), AfterValidator(_day)] | None = None
+    patient_sex: Literal["M", "F", "O"] | None = None
+    accession_number: Annotated[Text, Field(max_length=16)] | None = None
+    modality: Annotated[Text, Field(max_length=16)] | None = None
+    requested_procedure_description: Short | None = None
+    study_instance_uid: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")] | None = None
+    scheduled_at: Annotated[Text, Field(max_length=40), AfterValidator(_moment)] | None = None
+    scheduled_station_ae_title: AeTitle | None = None
+    priority: Literal["STAT", "URGENT", "ROUTINE"] = "ROUTINE"
+    status: Short | None = None
+    expected_images: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+
+
+FIELDS = tuple(name for name in OrderBody.model_fields if name != "visit_id")
+
+
+class Link(Body):
+    """`link/` and `unlink/`: which order, and why."""
+
+    radiology_order_id: int | str
+    reason: Reason
+
+
+def attributes_of(body: OrderBody, visit_is_number: bool) -> dict[str, Any]:
+    """What is kept of an announcement beside the columns of its own."""
+    return {**body.model_dump(exclude={"visit_id"}), "visit_is_number": visit_is_number}
+
+
+def visit_is_number(record: OrderRecord | None) -> bool:
+    """Whether JSON shows the order's visit as a number: as it first came; from a URL, where it looks like one."""
+    if record is None:
+        return False
+    return bool(record.attributes.get("visit_is_number", (record.visit_id or "").isdecimal()))
+
+
+def order_json(record: OrderRecord, *, is_number: bool, images: list[int], base_url: str) -> dict[str, Any]:
+    """An order as contract §4 has it; `verified` once the EMR announced it, `images` are ids of what is shown."""
+    root = f"{base_url}/api/v1/orders/{record.radiology_order_id}"
+    known = {name: record.attributes.get(name, OrderBody.model_fields[name].default) for name in FIELDS}
+    return {
+        "radiology_order_id": present(record.radiology_order_id, is_number),
+        "visit_id": present(record.visit_id, visit_is_number(record)), **known, "verified": record.verified,
+        "images": images, "created_at": record.created_at, "updated_at": record.updated_at,
+        "links": {"self": f"{root}/", "status": f"{root}/status/", "images": f"{root}/images/"}}

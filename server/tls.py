@@ -1,0 +1,65 @@
+"""The certificate that HTTPS is served with: read at the start, and again when told so. Makes none."""
+
+import ssl
+import stat
+from pathlib import Path
+
+import structlog
+
+from server.errors import ConfigurationError
+from server.settings import Settings
+
+log = structlog.get_logger()
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2 only what keeps its secrets when the key is lost later (RFC 9325 §4.2); TLS 1.3 has no others."""
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class Certificate:
+    """`http.tls_cert` and `http.tls_key` as a context for connections to come."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.context = _loaded(settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+    def reread(self) -> None:
+        """Take what the files hold now for new connections; where that cannot be used, go on with what there is."""
+        try:
+            _loaded(self._settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+            _loaded(self._settings, self.context)
+        except ConfigurationError as error:
+            log.error("certificate.unusable", reason=error.detail, kept="the certificate from before")
+        else:
+            log.info("certificate.read")
+
+
+def certificate_of(settings: Settings) -> Certificate | None:
+    """The certificate that the settings name; None where HTTP is served. ConfigurationError where it cannot be used."""
+    return Certificate(settings) if settings.http.tls_cert else None
+
+
+def _loaded(settings: Settings, context: ssl.SSLContext) -> ssl.SSLContext:
+    certificate, key = settings.base_path / settings.http.tls_cert, settings.base_path / settings.http.tls_key
+    _check_readable("http.tls_cert", certificate)
+    _check_readable("http.tls_key", key)
+    if key.stat().st_mode & OTHERS:
+        raise ConfigurationError(f"http.tls_key: others on this machine may read {key}: chmod 600 it")
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # without a word of its own OpenSSL would ask for a passphrase at the terminal
+        context.load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigurationError(
+            f"http.tls_cert: {certificate} and {key} are no certificate and its key, both in PEM, without a passphrase"
+        ) from error
+    return context
+
+
+def _check_readable(setting: str, path: Path) -> None:
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"{setting}: {path} cannot be read: {error.strerror}") from error
