@@ -30,4 +30,4 @@ def count_images(tx: Connection, site: str, study_instance_uid: str) -> int:
     """The live images of a study."""
     return int(tx.execute(select(func.count()).select_from(image).where(
         image.c.site == site, image.c.study_instance_uid == study_instance_uid,
-        image.c.superseded_by.is_(None))).scalar_one())
+        image.c.superseded_by.is_(None), image.c.rejection_code.is_(None))).scalar_one())

@@ -235,6 +235,18 @@ async def test_a_study_is_told_stable_once_for_each_time_that_it_falls_quiet(tmp
         server.stop()
 
 
+def test_an_order_is_told_complete_when_its_images_are_there(shared_server: Server, tmp_path: Path) -> None:
+    order = uuid.uuid4().hex
+    assert shared_server.api("PUT", f"/orders/{order}", {"expected_images": 2}).status_code in (200, 201)
+    for number in range(2):
+        assert "order.complete" not in [body["type"] for body in polled(shared_server, f"radiology_order_id={order}")]
+        path = builders.ct(tmp_path / f"{number}.dcm", rows=16, columns=16, seed=number)
+        store(shared_server, path.read_bytes(), "a.dcm", radiology_order_id=order)
+    told = [body["data"] for body in polled(shared_server, f"radiology_order_id={order}")
+            if body["type"] == "order.complete"]
+    assert [(one["radiology_order_id"], one["images"], one["expected_images"]) for one in told] == [(order, 2, 2)]
+
+
 def test_pollers_go_on_from_where_they_were(shared_server: Server) -> None:
     server = shared_server
     place = server.api("GET", "/events", Accept="application/json").json()
