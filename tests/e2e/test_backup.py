@@ -232,6 +232,18 @@ def test_restoring_over_something_is_refused(server: Server, tmp_path: Path) -> 
     assert server.command("fsck").returncode == 0
 
 
+def test_a_head_of_another_history_is_not_written_over(server: Server, tmp_path: Path) -> None:
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    (kept,) = (tmp_path / "backup").glob("audit-head-*.jws")
+    assert kept.read_text().count(".") == 2
+    (tmp_path / "other" / "disk").mkdir(parents=True)
+    (tmp_path / "other" / "disk" / "head.jws").write_text("evidence")
+    (tmp_path / "other" / "packhorse.toml").write_text("[audit]\nhead = 'disk/head.jws'\n")
+    told = packhorse(tmp_path / "other", "restore", str(tmp_path / "backup"))
+    assert told.returncode == 1 and "another history" in told.stderr
+    assert (tmp_path / "other" / "disk" / "head.jws").read_text() == "evidence"
+
+
 def test_a_folder_with_something_else_in_it_takes_no_backup(server: Server, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear")
