@@ -28,10 +28,12 @@ async def heal(store: Store, image: ImageRecord, good: Path, dataset_offset: int
 
     What cannot be put right stays as it is, and its alarm open.
     """
-    known = await store.read(lambda tx: blob_rows.find(tx, image.site, image.blob_sha256))
-    if known is None or known.alarm is None or not isinstance(store.blobs, LocalPath):
+    if not isinstance(store.blobs, LocalPath):
         return
     damaged = store.blobs.path(sealed(image.site, image.blob_sha256))
+    known = await store.read(lambda tx: blob_rows.find(tx, image.site, image.blob_sha256))
+    if known is None or known.alarm is None or damaged == good:  # the very file came again, and was put in its place
+        return
     key = staging(image.site, str(uuid.uuid4()))
     try:
         dataset_bytes = (await asyncio.to_thread(good.stat)).st_size - dataset_offset
