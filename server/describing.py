@@ -20,17 +20,16 @@ TEXT: dict[str, Any] = {"type": "string"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: what it says, of which type and shape, with which fields beside it; `content` None: no body."""
+    """One answer: what it says, of which types and shape, and with which fields beside it; no shape: no body.
+
+    `also`: other types, each with a shape of its own.
+    """
 
     says: str
     shape: Schema | None = None
     content: tuple[str, ...] = (JSON,)
     headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def has_body(self) -> bool:
-        """Whether anything follows the header."""
-        return self.shape is not None
+    also: Mapping[str, Schema] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

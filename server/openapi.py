@@ -109,7 +109,8 @@ def _answer(answer: Answer, schemas: Document) -> Document:
     if answer.headers:
         found["headers"] = {name: {"description": says, "schema": TEXT} for name, says in answer.headers.items()}
     if answer.shape is not None:
-        found["content"] = {kind: {"schema": _schema(answer.shape, schemas)} for kind in answer.content}
+        shapes = {**dict.fromkeys(answer.content, answer.shape), **answer.also}
+        found["content"] = {kind: {"schema": _schema(shape, schemas)} for kind, shape in shapes.items()}
     return found
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from server.describing import JSON, Answer, Described, Parameter
+from server.describing import Answer, Described, Parameter
 
 MOST = 500
 
@@ -27,8 +27,7 @@ class HappenedList(TypedDict):
 
 DESCRIBED = {
     "events": Described(
-        {200: Answer("A stream that goes on, or what happened so far", HappenedList,
-                     (JSON, "text/event-stream"))},
+        {200: Answer("A stream that goes on, or what happened so far", HappenedList, also={"text/event-stream": {}})},
         parameters=(
             Parameter("after", "The seq of the last event that is known", {"type": "integer", "minimum": 0}),
             Parameter("Last-Event-ID", "The same, as a browser sends it", {"type": "integer"}, place="header"),
