@@ -16,8 +16,7 @@ OTHERS = 0o077
 """The bits of everybody but the owner."""
 SECRET_BYTES = 32
 FOLDERS = frozenset({"keys", "metrics", "spool", "tls"})
-FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", "urls.secret", AUDIT_HEAD,
-                   f"{AUDIT_HEAD}.lock"})
+FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", "urls.secret", AUDIT_HEAD})
 
 
 def own_alone() -> None:
@@ -40,8 +39,8 @@ def keep_private(settings: Settings) -> list[Path]:
 
 def _is_ours(path: Path, settings: Settings) -> bool:
     database = settings.database_path.name
-    return path.name in FOLDERS | FILES or path.name == database or path.name.startswith((f"{database}-",
-                                                                                          f"{database}."))
+    return path.name in FOLDERS | FILES or path.name == database or path.name.startswith(
+        (f"{database}-", f"{database}.", f"{AUDIT_HEAD}."))
 
 
 def _narrowed(path: Path) -> bool:

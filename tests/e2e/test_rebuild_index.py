@@ -63,6 +63,8 @@ def test_the_tree_is_as_it_was_and_a_second_time_changes_nothing(filled: Path, l
     assert "DICOM_REJECTED: 1" in told.stdout
     assert tree(lost) == tree(filled)
     assert packhorse(lost, "fsck").returncode == 0 and packhorse(lost, "audit", "verify").returncode == 0
+    kept = [path.name for path in (lost / "data").glob("audit-head.jws.before-*")]
+    assert len(kept) == 1 and kept[0] in told.stdout, "the head of the lost chain is evidence"
     again = packhorse(lost, "rebuild-index")
     assert "0 images made, 9 known before" in again.stdout and tree(lost) == tree(filled)
 
