@@ -101,6 +101,9 @@ def rebuild_index(config_file: ConfigOption = None) -> None:
     settings = config.load(config_file)
     if not settings.blobs_path.is_dir():
         raise ConfigurationError(f"storage.blobs: there are no blobs in {settings.blobs_path}")
+    if settings.audit_head_path.exists() and not settings.database_path.exists():
+        errors.print(f"{settings.audit_head_path} tells of the history that was lost: keep it, and move it away before "
+                     "the server starts")
     with sole_server(settings.data_path):
         done = with_store(settings, _rebuild, makes=True)
     out.print(f"{done.seen} blobs: {done.images} images made, {done.known} known before")
