@@ -15,6 +15,7 @@ from typing import Any  # noqa: E402
 import uvloop  # noqa: E402
 
 from server.config import restored  # noqa: E402
+from server.errors import ConfigurationError  # noqa: E402
 from server.lifecycle import StartFailed, open_services  # noqa: E402
 from server.logs import log_to_stderr  # noqa: E402
 from server.supervisor import Kind, stop_signal, working  # noqa: E402
@@ -30,11 +31,10 @@ async def _serve(asked: dict[str, Any]) -> None:  # the parent's JSON
                     working(services, tasks, kinds, shares_port=True) as (_http_port, dicom_port)):
             print(json.dumps({"dicom_port": dicom_port}), flush=True)  # noqa: T201 - the parent reads it
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _orphaned)
-            if services.certificate is not None:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, services.certificate.reread)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, services.certificate.reread)
             await stop.wait()
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-    except StartFailed as error:
+    except (StartFailed, ConfigurationError) as error:
         print(json.dumps({"failed": str(error)}), flush=True)  # noqa: T201 - the parent reads it
 
 

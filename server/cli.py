@@ -24,7 +24,7 @@ from server.processes import serve_in_processes
 from server.settings import Settings
 from server.supervisor import ALL, Kind
 from server.supervisor import serve as serve_forever
-from server.tls import certificate_of
+from server.tls import Certificate
 from storage import backends
 from storage.errors import StorageError
 
@@ -81,7 +81,7 @@ def serve(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heeded
     settings = config.load(config_file)
     config.check_places(settings)
-    certificate_of(settings)
+    Certificate(settings).load()
     log_to_stderr(settings.log.format)
     for warning in config.warnings_of(settings):
         log.warning("configuration.warning", detail=warning)
@@ -127,7 +127,7 @@ def config_check(config_file: ConfigOption = None) -> None:
     """Tell whether the configuration is usable."""
     settings = config.load(config_file)
     config.check_places(settings)
-    certificate_of(settings)
+    Certificate(settings).load()
     for warning in config.warnings_of(settings):
         errors.print(f"warning: {warning}")
     out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")

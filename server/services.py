@@ -54,7 +54,7 @@ from server.sessions.receipts import Signer
 from server.sessions.service import SessionService
 from server.sessions.standing import UploadStanding
 from server.settings import Settings, peer_networks
-from server.tls import Certificate, certificate_of
+from server.tls import Certificate
 from server.tus.appending import Appender
 from server.tus.expiry import ExpirySweeper
 from server.tus.finishing import Finisher
@@ -98,7 +98,7 @@ class Services:
     feed: Feed
     studies: Studies
     listener: DicomListener | None
-    certificate: Certificate | None
+    certificate: Certificate
     counts: Counts
     shared: Shared
     routes: tuple[web.RouteDef, ...]
@@ -178,7 +178,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
                  every_days=settings.integrity.scrub_every_days),
         AuditHead(store, settings.audit_head_path, signer.sign), feed,
         Studies(store, timedelta(seconds=settings.events.study_stable_s)),
-        _listener(settings, arrivals, RefusedCallers(store)), certificate_of(settings), counts,
+        _listener(settings, arrivals, RefusedCallers(store)), Certificate(settings), counts,
         Shared(settings.data_path / "metrics", counts), routes)
 
 

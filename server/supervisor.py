@@ -129,7 +129,7 @@ async def working(
 
 @asynccontextmanager
 async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
-    http = services.settings.http
+    http, context = services.settings.http, services.certificate.load()
     runner = web.AppRunner(create_app(services), access_log=None, shutdown_timeout=GRACE_S, lingering_time=LINGER_S,
                            keepalive_timeout=IDLE_S, auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
     await runner.setup()
@@ -138,8 +138,8 @@ async def _http(services: Services, shares_port: bool) -> AsyncIterator[int]:
     try:
         listening = await asyncio.get_running_loop().create_server(
             lambda: services.connections.protocol(server), http.host, http.port, reuse_port=shares_port or None,
-            backlog=BACKLOG, ssl=services.certificate.context if services.certificate is not None else None,
-            ssl_handshake_timeout=services.settings.uploads.header_timeout_s if services.certificate else None)
+            backlog=BACKLOG, ssl=context,
+            ssl_handshake_timeout=services.settings.uploads.header_timeout_s if context is not None else None)
     except OSError as error:
         await runner.cleanup()
         where = f"{http.host}:{http.port}"

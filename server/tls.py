@@ -16,26 +16,29 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Certificate:
-    """`http.tls_cert` and `http.tls_key` as a context for connections to come."""
+    """`http.tls_cert` and `http.tls_key` as a context for connections to come; read by who serves them alone."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.context = _loaded(settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        self._context: ssl.SSLContext | None = None
+
+    def load(self) -> ssl.SSLContext | None:
+        """Read the files; None where the settings name none. ConfigurationError where they cannot be used."""
+        if self._settings.http.tls_cert:
+            self._context = _loaded(self._settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        return self._context
 
     def reread(self) -> None:
         """Take what the files hold now for new connections; where that cannot be used, go on with what there is."""
+        if self._context is None:
+            return
         try:
             _loaded(self._settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-            _loaded(self._settings, self.context)
+            _loaded(self._settings, self._context)
         except ConfigurationError as error:
             log.error("certificate.unusable", reason=error.detail, kept="the certificate from before")
         else:
             log.info("certificate.read")
-
-
-def certificate_of(settings: Settings) -> Certificate | None:
-    """The certificate that the settings name; None where HTTP is served. ConfigurationError where it cannot be used."""
-    return Certificate(settings) if settings.http.tls_cert else None
 
 
 def _loaded(settings: Settings, context: ssl.SSLContext) -> ssl.SSLContext:

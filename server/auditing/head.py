@@ -158,15 +158,6 @@ def _contradiction(known: Head, newest: AuditPosition, there: str | None) -> str
     return None
 
 
-def set_aside(path: Path) -> Path | None:
-    """The chain that the head was of is lost: a new one may begin, and the old head is kept as evidence, here."""
-    if not path.exists():
-        return None
-    kept = path.with_name(f"{path.name}.before-{timestamp().replace(':', '')}")
-    path.rename(kept)
-    return kept
-
-
 def replace_durably(path: Path, text: str) -> None:
     """Write, fsync, rename, fsync the folder: after a crash the file is the old one or the new one."""
     partial = path.with_name(f".{path.name}.new")

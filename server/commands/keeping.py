@@ -8,7 +8,6 @@ import typer
 
 from server import config
 from server.app import VERSION
-from server.auditing.head import set_aside
 from server.commands.terminal import ConfigOption, errors, out, with_store
 from server.errors import ConfigurationError
 from server.keeping.backup import Backup
@@ -102,12 +101,11 @@ def rebuild_index(config_file: ConfigOption = None) -> None:
     settings = config.load(config_file)
     if not settings.blobs_path.is_dir():
         raise ConfigurationError(f"storage.blobs: there are no blobs in {settings.blobs_path}")
+    if settings.audit_head_path.exists() and not settings.database_path.exists():
+        errors.print(f"{settings.audit_head_path} tells of the history that was lost: keep it, and move it away before "
+                     "the server starts")
     with sole_server(settings.data_path):
-        is_new = not settings.database_path.exists()
         done = with_store(settings, _rebuild, makes=True)
-        kept = set_aside(settings.audit_head_path) if is_new else None
-    if kept is not None:
-        out.print(f"the signed head of the audit chain that is lost is kept: {kept}")
     out.print(f"{done.seen} blobs: {done.images} images made, {done.known} known before")
     for outcome, count in sorted(done.others.items()):
         out.print(f"{outcome}: {count}")

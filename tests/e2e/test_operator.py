@@ -21,7 +21,8 @@ def mode(path: Path) -> int:
 
 
 def open_to_others(folder: Path) -> list[Path]:
-    return [path for path in (folder, *folder.rglob("*")) if mode(path) & 0o077]
+    found = (folder, *folder.rglob("*"))
+    return [path for path in found if path.exists() and mode(path) & 0o077]  # staged files go a moment later
 
 
 # --- kept from the other users of the machine --------------------------------------------------------------

@@ -59,7 +59,7 @@ def repaired(folder: Path, words: str, *, sound: bool) -> str:
     assert words in told.stdout and asked(folder, "SELECT COUNT(*) FROM audit") == before, told.stdout
     told = packhorse(folder, "fsck", "--repair")
     assert words in told.stdout and told.returncode == (0 if sound else 1), told.stdout
-    assert packhorse(folder, "audit", "verify").returncode == 0
+    assert "the chain is whole" in packhorse(folder, "audit", "verify").stdout
     return told.stdout
 
 
