@@ -110,6 +110,8 @@ class World:
             path = path.replace("{" + name + "}", value)
         assert "{" not in path, f"{route}: say in this test what stands for its parameter"
         headers = {"Authorization": f"Bearer {who.token}"}
+        if path.endswith("/events"):
+            path += "?after=0"  # as plain JSON: a stream would not end
         if path.startswith("/files"):
             headers |= {"Tus-Resumable": "1.0.0"}
         if route.path == "/files/{upload_id}" and route.method in ("PATCH", "POST"):
