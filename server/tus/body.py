@@ -58,6 +58,8 @@ class UploadBody:
         self._received = pace.received
         self._told_bytes = 0
         self._lost: AppError | None = None
+        self._begun = False
+        self._told_to_leave: str | None = None
         self._wire: Wire | None = None
         self.bytes_read = 0
         self.ended = False
@@ -71,6 +73,8 @@ class UploadBody:
         """Make the reader leave now, with this code: a newcomer takes the upload over, or the server stops."""
         if self._wire is not None:
             self._wire.stop(code)
+        elif not self._begun:
+            self._told_to_leave = code  # what has reached the socket by then is still read, in whichever way
         elif not self.ended and self._lost is None:
             self._content.set_exception(_Stopped(code))
 
@@ -84,6 +88,12 @@ class UploadBody:
             self._received(self.bytes_read - self._told_bytes)
             self._told_bytes = self.bytes_read
 
+    def _begin(self) -> None:
+        """Reading through the loop begins; whoever wanted us to leave before is heeded now."""
+        self._begun = True
+        if self._told_to_leave is not None and not self.ended and self._lost is None:
+            self._content.set_exception(_Stopped(self._told_to_leave))
+
     async def _invite(self) -> None:
         if not self._invited:
             self._invited = True
@@ -96,6 +106,7 @@ class UploadBody:
         declared = self.declared_bytes
         if declared is None or declared > min(WHOLE_BYTES, self._limit):
             return None
+        self._begin()
         await self._invite()
         try:
             async with asyncio.timeout(WHOLE_S):
@@ -119,6 +130,7 @@ class UploadBody:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes."""
+        self._begin()
         await self._invite()
         while chunk := await self._next():
             room = self._limit - self.bytes_read
@@ -173,6 +185,8 @@ class UploadBody:
             transport.pause_reading()
         descriptor = socket.socket(fileno=os.dup(connection.fileno()))
         self._wire = Wire(descriptor, buffered, declared - len(buffered), self._progress)
+        if self._told_to_leave is not None:
+            self._wire.stop(self._told_to_leave)
         return True
 
     def _drain(self) -> bytes:
