@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-JOBS ?= 4
+JOBS ?= 2
 .DEFAULT_GOAL := help
 
 .PHONY: help

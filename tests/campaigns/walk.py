@@ -279,7 +279,9 @@ class Walk:
         self.server.kill()
         if line is not None:
             line.close()
-        self.line = None
+        if self.line is not None:
+            self.line.close()
+            self.line = None
         self.server.restart()
         if one is not None:
             self.settle(one, one.held + count, exactly=False)
