@@ -23,6 +23,10 @@ READ_S = 0.25
 SLOW_BYTES = 32 * 1024
 """A line that brings less within READ_S is waited for in the loop, not in a thread."""
 LOOK_S = 1.0
+DRAIN_S = 0.1
+"""How long whoever is to leave goes on reading what comes without a pause; a newcomer waits for it."""
+PAUSE_MS = 5
+"""The rest may lie in the sender's kernel until we have made room for it: on one machine it comes at once."""
 
 
 class Wire:
@@ -37,6 +41,7 @@ class Wire:
         self._closed = False
         self._lost: RequestError | None = None
         self._stop_code = "upload_stopped"
+        self._drained_until: float | None = None
         self._left_after_stop: int | None = None
         self._is_slow = False
         self._poll = select.poll()
@@ -49,7 +54,7 @@ class Wire:
         return self._remaining == 0 and not self._buffered
 
     def stop(self, code: str) -> None:
-        """What lies in the socket now is still read, then the reading ends with this code."""
+        """What comes without a pause, for DRAIN_S at most, is still read, and what lies in the socket then."""
         if not self._closed:
             self._stop_code = code
             os.eventfd_write(self._bell, 1)
@@ -69,7 +74,7 @@ class Wire:
             buffer[:count], self._buffered = self._buffered[:count], self._buffered[count:]
             return count
         # a slow line is never waited for below, so the bell is looked at first
-        self._heed(self._is_slow and self._left_after_stop is None and self._bell in dict(self._poll.poll(0)))
+        self._heed(self._is_slow and self._drained_until is None and self._bell in dict(self._poll.poll(0)))
         count, ends_at = 0, time.monotonic() + READ_S
         while count < len(buffer) and self._lost is None:
             wanted = min(len(buffer) - count, self._wanted())
@@ -78,6 +83,10 @@ class Wire:
             try:
                 got = self._socket.recv_into(buffer[count:], wanted, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                if self._drained_until is not None:
+                    if not self._comes_at_once():
+                        self._lost = RequestError(self._stop_code)
+                    continue
                 if self._is_slow or time.monotonic() >= ends_at or not self._wait(wanted):
                     break
                 continue
@@ -95,7 +104,9 @@ class Wire:
 
     def _wanted(self) -> int:
         if self._left_after_stop is None:
-            return self._remaining
+            if self._drained_until is None or time.monotonic() < self._drained_until:
+                return self._remaining
+            self._left_after_stop = self._waiting_bytes()
         if self._left_after_stop == 0 and self._remaining:
             self._lost = RequestError(self._stop_code)
         return min(self._left_after_stop, self._remaining)
@@ -119,15 +130,17 @@ class Wire:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(LOW_WATER_BYTES, wanted))
 
     def _heed(self, rung: bool) -> None:
-        if rung and self._left_after_stop is None:
-            waiting = array("i", [0])
-            ioctl(self._socket, FIONREAD, waiting)
-            self._left_after_stop = waiting[0]
+        if rung and self._drained_until is None:
+            self._drained_until = time.monotonic() + DRAIN_S
             self._poll.unregister(self._bell)
+
+    def _comes_at_once(self) -> bool:
+        self._mark(1)
+        return bool(self._poll.poll(PAUSE_MS))
 
     async def flows(self, within_s: float) -> None:
         """Until there is something to read or to heed, or `within_s` is over. RequestError `read_timeout`."""
-        if self._buffered or self._left_after_stop is not None:
+        if self._buffered or self._drained_until is not None:
             return
         self._mark(self._remaining)
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
@@ -151,6 +164,9 @@ class Wire:
                 loop.remove_reader(descriptor)
 
     def _has_bytes(self) -> bool:
+        return self._waiting_bytes() > 0
+
+    def _waiting_bytes(self) -> int:
         waiting = array("i", [0])
         ioctl(self._socket, FIONREAD, waiting)
-        return waiting[0] > 0
+        return waiting[0]
