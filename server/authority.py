@@ -5,7 +5,6 @@ alternative ones only. P-256 is what every client of the last ten years knows.
 """
 
 import ipaddress
-import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.errors import AppError
+from server.private_files import replace_durably
 from storage.records import now
 
 AUTHORITY_DAYS = 3650
@@ -45,8 +45,8 @@ class Authority:
             .add_extension(_usage(signs_certificates=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256()))
-        _write(self._key_path, _pem(key))
-        _write(self.certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
+        replace_durably(self._key_path, _pem(key))
+        replace_durably(self.certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
         return True
 
     def issue(self, hosts: list[str]) -> tuple[Path, Path]:
@@ -69,8 +69,8 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
             .sign(signer, hashes.SHA256()))
         paths = self._folder / "server.crt", self._folder / "server.key"
-        _write(paths[1], _pem(key))
-        _write(paths[0], certificate.public_bytes(serialization.Encoding.PEM))
+        replace_durably(paths[1], _pem(key))
+        replace_durably(paths[0], certificate.public_bytes(serialization.Encoding.PEM))
         return paths
 
 
@@ -106,15 +106,3 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 def _pem(key: Key) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A file of mode 0600, whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

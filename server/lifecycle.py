@@ -14,6 +14,7 @@ from server.errors import AppError
 from server.identity.secrets import new_token
 from server.keeping.restore import MARK
 from server.privacy import keep_private
+from server.private_files import replace_durably
 from server.services import Services, wire
 from server.sessions.receipts import open_signer
 from server.settings import Settings
@@ -88,12 +89,6 @@ async def first_token(store: Store, data_path: Path) -> tuple[Path, str | None]:
     if await store.read(tokens.count):
         return path, None
     text, record = new_token(Role.ADMIN, label="first start")
-    partial = path.with_name(".admin-token")
-    descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace_durably(path, f"{text}\n".encode())
     await store.write(lambda tx: tokens.add(tx, record))
     return path, text

@@ -16,7 +16,8 @@ OTHERS = 0o077
 """The bits of everybody but the owner."""
 SECRET_BYTES = 32
 FOLDERS = frozenset({"keys", "metrics", "spool", "tls"})
-FILES = frozenset({"admin-token", ".admin-token", "serve.lock", "locks.secret", "urls.secret", AUDIT_HEAD})
+FILES = frozenset({"admin-token", ".admin-token.partial", "serve.lock", "locks.secret", "urls.secret", AUDIT_HEAD,
+                   f".{AUDIT_HEAD}.partial"})
 
 
 def own_alone() -> None:

@@ -22,8 +22,10 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from server.private_files import replace_durably
 from storage import audit
 from storage.chain import Anchor
+from storage.errors import FlushFailed
 from storage.records import DEFAULT_SITE, AuditEntry, AuditPosition, now, timestamp
 from storage.store import Store
 
@@ -111,8 +113,8 @@ class AuditHead:
         try:
             if await asyncio.to_thread(self._write, newest, closed, known):
                 self._signed_seq, self._told = newest.seq, None
-        except OSError as error:  # the head may lie on another disk: the server goes on without it
-            self._tell("audit.head_not_written", error.strerror or str(error))
+        except (OSError, FlushFailed) as error:  # the head may lie on another disk: the server goes on without it
+            self._tell("audit.head_not_written", getattr(error, "strerror", None) or str(error))
 
     def _tell(self, event: str, why: str) -> None:
         """Once for each cause, for it is tried again every second."""
@@ -128,7 +130,7 @@ class AuditHead:
                 return False
             text = self._sign({"kind": KIND, "audit_seq": newest.seq, "audit_hash": newest.row_hash,
                                "signed_at": timestamp(), "closed": closed})
-            replace_durably(self._path, text + "\n")
+            replace_durably(self._path, f"{text}\n".encode())
         return True
 
     def _read(self) -> Head | None:
@@ -156,22 +158,6 @@ def _contradiction(known: Head, newest: AuditPosition, there: str | None) -> str
     if known.closed and newest.seq > known.seq:
         return f"rows follow row {known.seq}, which was the last one when the server stopped"
     return None
-
-
-def replace_durably(path: Path, text: str) -> None:
-    """Write, fsync, rename, fsync the folder: after a crash the file is the old one or the new one."""
-    partial = path.with_name(f".{path.name}.new")
-    descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import (
 from typing_extensions import TypedDict
 
 from server.describing import UNREADABLE, Answer, Described, Parameter, answered, cached_answer
-from server.entrance.service import Mint, Reason
+from server.entrance.service import Mint, Revoke
 
 
 class Token(TypedDict):
@@ -75,6 +75,6 @@ DESCRIBED = {
         Parameter("limit", "At most so many", LIMIT), Parameter("include_ended", "true: also those that have ended"),
         Parameter("cursor", "The page after, as `next_cursor` said")), refusals=("invalid_field",)),
     "show": Described(answered(Token), refusals=("not_found",)),
-    "revoke": Described(answered(Token), body=Reason, refusals=(*UNREADABLE, "not_found", "invalid_header")),
+    "revoke": Described(answered(Token), body=Revoke, refusals=(*UNREADABLE, "not_found", "invalid_header")),
     "code": Described(answered(LoginCode, status=201), refusals=("not_found", "invalid_header")),
 }

@@ -11,7 +11,7 @@ from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.entrance.codes import login_url
 from server.entrance.described import DESCRIBED
-from server.entrance.service import Asked, Mint, Reason, TokenService
+from server.entrance.service import Asked, Mint, Revoke, TokenService
 from server.errors import RequestError
 from server.identifiers import present
 from server.identity.cookies import BaseUrl
@@ -66,7 +66,7 @@ class TokenHandlers:
     @allows(Role.OPERATOR, heeds_scope=True)
     async def revoke(self, request: web.Request) -> web.Response:
         """Refuse it from now on, and what it minted."""
-        body = parse(Reason, await json_body(request))
+        body = parse(Revoke, await json_body(request))
         revoked = await self._service.revoke(_token_id(request), body.reason, _asked(request))
         return _answer(self._json(request, revoked))
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from server.auth import IMPLIED, Principal, Role
-from server.bodies import Body
+from server.bodies import Body, Reason
 from server.entrance.codes import new_code
 from server.errors import RequestError
 from server.identifiers import parse_id
@@ -44,10 +44,10 @@ class Mint(Body):
     label: Annotated[str, Field(min_length=1, max_length=80)] | None = None
 
 
-class Reason(Body):
-    """Every operator action says why."""
+class Revoke(Body):
+    """`DELETE tokens/{token_id}`."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)

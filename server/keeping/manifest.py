@@ -5,14 +5,13 @@ The blobs are listed by that database, which the manifest names by its SHA-256; 
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from server.errors import AppError
+from server.private_files import replace_durably
 from storage.blobs.digests import digest_of
-from storage.blobs.medium import sync_directory, sync_file
 
 NAME = "manifest.json"
 KEYS, BLOBS = "keys", "blobs"
@@ -57,14 +56,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Put it into `folder`, whole and durable: from then on the backup is the one that it tells of."""
-        partial = folder / f".{NAME}"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.flush()
-            sync_file(file.fileno())
-        partial.replace(folder / NAME)
-        sync_directory(folder)
+        replace_durably(folder / NAME, json.dumps(asdict(self), indent=1).encode())
 
 
 def read(folder: Path) -> Manifest:

@@ -19,6 +19,7 @@ from joserfc.jwk import KeySet, OKPKey
 
 from server.errors import AppError, RequestError
 from server.filing import Inspection
+from server.private_files import replace_durably
 from storage.records import AuditPosition, ImageRecord, SessionRecord, timestamp
 
 log = structlog.get_logger()
@@ -85,22 +86,7 @@ def new_key() -> OKPKey:
 def keep_key(directory: Path, key: OKPKey) -> None:
     """Put a private key into the folder, 0600 and fsynced; it signs from now on."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    kid = key.thumbprint()
-    partial = directory / f".{kid}.partial"
-    descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        if os.geteuid() == 0:  # the server, whose folder it is, must be able to read it
-            owner = directory.stat()
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        json.dump(key.as_dict(private=True), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(directory / f"{kid}.json")
-    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replace_durably(directory / f"{key.thumbprint()}.json", json.dumps(key.as_dict(private=True)).encode())
 
 
 def open_signer(directory: Path) -> Signer:

@@ -1,11 +1,9 @@
 """The webhook calls as `/openapi.json` tells them: what they take and answer."""
 
-from typing import Annotated
 
-from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from server.bodies import Body
+from server.bodies import Body, Reason
 from server.describing import UNREADABLE, Described, Parameter, answered, cached_answer
 
 MOST = 500
@@ -14,7 +12,7 @@ MOST = 500
 class Resend(Body):
     """`resend/`: every operator action says why."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    reason: Reason
 
 
 class Told(TypedDict):
