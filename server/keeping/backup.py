@@ -113,7 +113,7 @@ def _check_target(target: Path, blobs: Path) -> None:
     if blobs.resolve() in (target.resolve(), *target.resolve().parents):
         raise AppError(f"{target} lies among the blobs that are to be copied: choose a folder elsewhere")
     if target.exists():
-        ours = {manifest.NAME, f".{manifest.NAME}", KEYS, BLOBS, "lost+found"}
+        ours = {manifest.NAME, f".{manifest.NAME}.partial", KEYS, BLOBS, "lost+found"}
         strange = sorted(one.name for one in target.iterdir()
                          if one.name not in ours and not one.name.startswith((PREFIX, HEAD_PREFIX)))
         if strange:
