@@ -229,7 +229,7 @@ def on_a_full_disk(name: str, folder: Path, workers: int) -> str | None:
     """
     disk, mib = folder / "full", 48
     disk.mkdir(parents=True, exist_ok=True)
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(disk)]
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=128m,mode=0700", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mounting, stderr=subprocess.DEVNULL).returncode:
         return None
     started = start(name, disk, workers, reserve_bytes=4 * MIB)

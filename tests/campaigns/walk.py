@@ -79,6 +79,12 @@ class Walk:
         answer = self.line.getresponse()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
+    def hang_up(self) -> None:
+        """The line that was kept open ends."""
+        if self.line is not None:
+            self.line.close()
+        self.line = None
+
     def call(self, one: Modelled, name: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """One of the session calls."""
         path = f"/api/v1/upload-sessions/{one.session_id}/{name}/"
@@ -279,9 +285,7 @@ class Walk:
         self.server.kill()
         if line is not None:
             line.close()
-        if self.line is not None:
-            self.line.close()
-            self.line = None
+        self.hang_up()
         self.server.restart()
         if one is not None:
             self.settle(one, one.held + count, exactly=False)
@@ -330,5 +334,6 @@ def random_walk(folder: Path, seed: int, count: int) -> int:
         assert walk.furthest >= wanted, f"seed {seed}: {walk.furthest} devices may delete one copy: it means little"
         sound(walk.server)
     finally:
+        walk.hang_up()
         walk.server.stop()
     return sum(walk.done.values())

@@ -81,7 +81,7 @@ def test_when_flushed_bytes_vanish_the_url_is_gone_and_a_retry_goes_on_from_a_ne
 def test_a_full_disk_keeps_the_prefix_and_the_upload_goes_on_when_there_is_room(tmp_path: Path) -> None:
     blobs = tmp_path / "blobs"
     blobs.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(blobs)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", str(blobs)], check=True)
     server = Server(
         tmp_path / "server", extra=f'[storage]\nblobs = "file:{blobs}"\n[uploads]\nreserve_bytes = 1000000\n'
     )
