@@ -45,10 +45,11 @@ class Line:
         for _ in range(repeat):
             self._socket.sendall(body)
 
-    def answer(self, method: str) -> tuple[int, dict[str, str]]:
-        """The status and the header of the answer; its body is read and dropped."""
+    def answer(self, method: str) -> tuple[int, dict[str, str], bytes]:
+        """The status, the header and the body of the answer; of a body in chunks only that it ends."""
         status = int(self._reader.readline().split()[1])
         headers: dict[str, str] = {}
+        body = b""
         while line := self._reader.readline().strip():
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
@@ -57,19 +58,19 @@ class Line:
                 self._reader.read(size + 2)
             self._reader.readline()
         elif method != "HEAD":
-            self._reader.read(int(headers.get("content-length", "0")))
+            body = self._reader.read(int(headers.get("content-length", "0")))
         if headers.get("connection", "").lower() == "close":
             self.close()
-        return status, headers
+        return status, headers, body
 
     def call(
         self, method: str, path: str, headers: dict[str, str], body: bytes = b"", repeat: int = 1
     ) -> dict[str, str]:
         """One exchange that must succeed."""
         self.send(method, path, headers, body, repeat)
-        status, answered = self.answer(method)
+        status, answered, words = self.answer(method)
         if status not in (200, 201, 204):
-            raise RuntimeError(f"{self._server.name}: {method} answered {status}")
+            raise RuntimeError(f"{self._server.name}: {method} answered {status} {words.decode(errors='replace')}")
         return answered
 
     def close(self) -> None:

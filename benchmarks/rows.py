@@ -194,7 +194,7 @@ def broken(name: str, folder: Path, how: str, scale: float, workers: int) -> Sur
             asking = Line(server)
             try:
                 asking.send("HEAD", path, {})
-                status, headers = asking.answer("HEAD")
+                status, headers, _ = asking.answer("HEAD")
             except (OSError, IndexError):
                 continue
             finally:
