@@ -45,7 +45,7 @@ def names() -> list[str]:
 
 def versions() -> dict[str, str]:
     """The version of each."""
-    from server.app import VERSION
+    from server.version import VERSION
 
     told = {PACKHORSE: VERSION, CEILING: "–"}
     package = PEERS / "node_modules" / "@tus" / "server" / "package.json"

@@ -1,10 +1,9 @@
 """`python -m server` and the `packhorse` command."""
 
-from server.lean import keep_pixels_out
+from server.lean import loading
 
-keep_pixels_out()
-
-from server.cli import main  # noqa: E402 - what it imports must find the pixel libraries gone
+with loading():
+    from server.cli import main
 
 if __name__ == "__main__":
     main()

@@ -19,9 +19,9 @@ from server.services import Services
 from server.sessions.schema import CreateSession
 from server.tus import rufh_fields, tus_fields
 from server.tus.resource import name_version
+from server.version import VERSION
 from storage import tokens
 
-VERSION = "0.1.0"
 MAX_JSON_BYTES = 1024 * 1024
 HTML = {200: Answer("A page", TEXT, ("text/html",))}
 PROTOCOLS = (f"tus-{tus_fields.VERSION}", f"rufh-{rufh_fields.INTEROP_VERSIONS[0]}", "dicom")

@@ -1,24 +1,25 @@
 """One process of several (see processes.py): asked by one line of JSON on stdin, which is its lifeline from then on."""
 
-from server.lean import keep_pixels_out
+from server.lean import FOR_TERMINALS, loading
 
-keep_pixels_out()
+with loading(*FOR_TERMINALS):
+    import asyncio
+    import json
+    import os
+    import signal
+    import sys
+    from pathlib import Path
+    from typing import Any
 
-import asyncio  # noqa: E402 - what is imported from here on must find the pixel libraries gone
-import json  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+    import uvloop
 
-import uvloop  # noqa: E402
-
-from server.config import restored  # noqa: E402
-from server.errors import ConfigurationError  # noqa: E402
-from server.lifecycle import StartFailed, open_services  # noqa: E402
-from server.logs import log_to_stderr  # noqa: E402
-from server.supervisor import Kind, stop_signal, working  # noqa: E402
+    from server.config import restored
+    from server.errors import ConfigurationError
+    from server.folder_lock import StartFailed
+    from server.kinds import Kind
+    from server.lifecycle import open_services
+    from server.logs import log_to_stderr
+    from server.supervisor import stop_signal, working
 
 
 async def _serve(asked: dict[str, Any]) -> None:  # the parent's JSON

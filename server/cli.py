@@ -14,17 +14,16 @@ import uvloop
 from sqlalchemy.exc import DBAPIError
 
 from server import config
-from server.app import VERSION
 from server.commands import audit, checks, doctor, keeping, keys, scrub, tls, tokens, webhook
 from server.commands.terminal import ConfigOption, errors, make_private, out
 from server.errors import AppError, ConfigurationError
+from server.kinds import ALL, Kind
+from server.lean import loading
 from server.logs import log_to_stderr
 from server.privacy import own_alone
-from server.processes import serve_in_processes
 from server.settings import Settings
-from server.supervisor import ALL, Kind
-from server.supervisor import serve as serve_forever
 from server.tls import Certificate
+from server.version import VERSION
 from storage import backends
 from storage.errors import StorageError
 
@@ -79,6 +78,9 @@ def serve(
 ) -> None:
     """Serve in the foreground until SIGTERM."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heeded
+    with loading():  # no other command needs them
+        from server.processes import serve_in_processes  # noqa: PLC0415
+        from server.supervisor import serve as serve_forever  # noqa: PLC0415
     settings = config.load(config_file)
     config.check_places(settings)
     Certificate(settings).load()

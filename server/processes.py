@@ -20,12 +20,12 @@ from typing import Any
 import structlog
 
 from server.entrance.upkeep import admin_code
-from server.lifecycle import StartFailed, open_services, sole_server
+from server.folder_lock import StartFailed, sole_server
+from server.kinds import ALL, Kind
+from server.lifecycle import open_services
 from server.settings import Settings
 from server.supervisor import (
-    ALL,
     GRACE_S,
-    Kind,
     Running,
     announce,
     prepare,

@@ -6,7 +6,6 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import structlog
@@ -16,8 +15,10 @@ from server.app import create_app
 from server.entrance.codes import login_url
 from server.entrance.upkeep import admin_code, forget_logins
 from server.errors import ConfigurationError
+from server.folder_lock import StartFailed, sole_server
 from server.idempotency import KEPT
-from server.lifecycle import StartFailed, first_token, open_services, sole_server
+from server.kinds import ALL, Kind
+from server.lifecycle import first_token, open_services
 from server.metrics.sharing import SHARED_S
 from server.services import Services
 from server.settings import Settings
@@ -41,17 +42,6 @@ IDLE_S = 75.0
 """How long a connection may stay without a request."""
 BACKLOG = 1024
 READ_BUFFER_BYTES = 512 * 1024
-
-
-class Kind(StrEnum):
-    """What a process of a server does."""
-
-    HTTP = "http"
-    DICOM = "dicom"
-    JOBS = "jobs"
-
-
-ALL = frozenset(Kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, create_engine, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -23,12 +19,8 @@ from storage.errors import UnusableDatabase
 from storage.migrations.engine import migration_engine
 from storage.store import Store
 
-
-def _alembic(database_path: Path) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    config.attributes["database_path"] = database_path
-    return config
+REVISIONS = sorted(path.name.partition("_")[0] for path in Path(__file__).parent.glob("migrations/versions/[0-9]*.py"))
+"""What this version knows, the newest last: each migration's file is named for its revision."""
 
 
 def revisions(database_path: Path) -> tuple[str | None, str]:
@@ -36,23 +28,28 @@ def revisions(database_path: Path) -> tuple[str | None, str]:
 
     UnusableDatabase, also for a revision that this version does not know.
     """
-    scripts = ScriptDirectory.from_config(_alembic(database_path))
-    newest = scripts.get_current_head()
-    assert newest is not None, "there is at least one migration"
+    newest = REVISIONS[-1]
     if not database_path.exists():
         return None, newest
     with naming(database_path):
         engine = migration_engine(database_path)
         try:
             with engine.connect() as connection:
-                present = MigrationContext.configure(connection).get_current_revision()
+                present = _revision_of(connection)
         finally:
             engine.dispose()
-    if present is not None and present not in {script.revision for script in scripts.walk_revisions()}:
+    if present is not None and present not in REVISIONS:
         raise UnusableDatabase(
             f"{database_path} is of revision {present}, which this version does not know, for its newest is {newest}: "
             "start the newer Packhorse that made it, or restore a copy from before")
     return present, newest
+
+
+def _revision_of(connection: Connection) -> str | None:
+    """What Alembic noted in it."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
 
 
 @contextmanager
@@ -79,7 +76,9 @@ def migrate(database_path: Path) -> Path | None:
         if present is not None:
             copy = _free_name(database_path, newest)
             copy_database(database_path, copy)
-        command.upgrade(_alembic(database_path), "head")
+        from storage.migrations.upgrading import upgrade  # noqa: PLC0415 - see there
+
+        upgrade(database_path)
         return copy
 
 

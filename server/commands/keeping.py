@@ -7,18 +7,17 @@ from typing import Annotated
 import typer
 
 from server import config
-from server.app import VERSION
 from server.commands.terminal import ConfigOption, errors, out, with_store
 from server.errors import ConfigurationError
+from server.folder_lock import sole_server
 from server.keeping.backup import Backup
 from server.keeping.blobs import Carried
 from server.keeping.manifest import KEYS, Manifest
 from server.keeping.rebuild import DAMAGED, Rebuilt
 from server.keeping.restore import finish
 from server.keeping.restore import restore as bring_back
-from server.lifecycle import sole_server
-from server.pacs.render import Renderer
-from server.services import rebuilder_of
+from server.lean import loading
+from server.version import VERSION
 from storage import audit
 from storage.store import Store
 
@@ -113,6 +112,9 @@ def rebuild_index(config_file: ConfigOption = None) -> None:
 
 
 async def _rebuild(store: Store) -> Rebuilt:
+    with loading():  # no other command needs them
+        from server.pacs.render import Renderer  # noqa: PLC0415
+        from server.services import rebuilder_of  # noqa: PLC0415
     renderer, progress = Renderer(), _Progress()
     rebuilder = rebuilder_of(store, renderer)
     try:

@@ -188,8 +188,11 @@ class Intake:
             spare = replace(spare, offset_bytes=await self._good_prefix(record, spare, who, room_bytes))
 
         def unit(tx: Connection) -> tuple[creation.Handed, UploadRecord | None]:
-            present = creation.take_up(tx, creation.see(tx, record.session_id, who), who.name, new.peer)
+            present = creation.see(tx, record.session_id, who)
             upload, ended = uploads.live(tx, record.session_id), None
+            if present.status in machine.STORED and upload is not None:
+                return creation.Handed(present, upload, new=False), None
+            present = creation.take_up(tx, present, who.name, new.peer)
             if upload is not None and not _goes_on(upload, new, is_creation=is_creation):
                 uploads.end(tx, upload.upload_id, "REPLACED")
                 upload, ended = None, upload

@@ -11,11 +11,12 @@ from aiohttp import web
 
 from server import openapi
 from server.access import declared_by
-from server.app import VERSION, create_app
+from server.app import create_app
 from server.errors import REQUEST_ERRORS, SESSION_FAILURES
 from server.lifecycle import open_services
 from server.openapi_page import page
 from server.settings import Settings
+from server.version import VERSION
 from tests.server import Server
 
 

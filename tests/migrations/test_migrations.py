@@ -5,10 +5,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from storage.backends import _alembic, migrate, revisions
+from storage.backends import REVISIONS, migrate, revisions
+from storage.migrations.upgrading import configuration, upgrade
 from storage.tables import metadata
 from storage.triggers import create_triggers
 
@@ -47,6 +48,11 @@ def test_a_fresh_schema_is_the_migrated_one(tmp_path: Path) -> None:
             assert fresh[key] == migrated[key], key
 
 
+def test_each_migration_is_in_a_file_that_is_named_for_its_revision_and_follows_the_one_before(tmp_path: Path) -> None:
+    scripts = ScriptDirectory.from_config(configuration(tmp_path / "p.db"))
+    assert [script.revision for script in scripts.walk_revisions()][::-1] == REVISIONS
+
+
 def test_every_table_names_its_site() -> None:
     assert [name for name, table in metadata.tables.items() if "site" not in table.c] == []
 
@@ -64,7 +70,7 @@ def test_rows_of_the_first_release_survive_and_stay_guarded(tmp_path: Path, monk
     path = tmp_path / "p.db"
     with monkeypatch.context() as patched:  # today's list of triggers names columns that came later
         patched.setattr("storage.triggers.create_triggers", lambda _tx: None)
-        command.upgrade(_alembic(path), "0001")
+        upgrade(path, "0001")
     with closing(sqlite3.connect(path)) as database, database:
         for table, column in (("upload", "length_bytes"), ("session", "file_size")):  # as the first release had them
             database.execute(
@@ -125,7 +131,7 @@ def test_images_of_before_orders_were_reconciled_tell_their_patient(
     path = tmp_path / "p.db"
     with monkeypatch.context() as patched:
         patched.setattr("storage.triggers.create_triggers", lambda _tx: None)
-        command.upgrade(_alembic(path), "0005")
+        upgrade(path, "0005")
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(
             "CREATE TRIGGER session_visit_id_immutable BEFORE UPDATE OF visit_id ON session "
@@ -173,7 +179,7 @@ def test_a_copy_never_takes_the_place_of_another(tmp_path: Path, monkeypatch: py
     path = tmp_path / "p.db"
     with monkeypatch.context() as patched:
         patched.setattr("storage.triggers.create_triggers", lambda _tx: None)
-        command.upgrade(_alembic(path), "0001")
+        upgrade(path, "0001")
     newest = revisions(path)[1]
     first = path.with_name(f"p.db.before-{newest}")
     first.write_bytes(b"the only good one")
