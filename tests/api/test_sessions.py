@@ -127,6 +127,17 @@ def test_without_metadata_the_upload_is_not_handed_out(shared_server: Server, co
     assert call(shared_server, create(shared_server, content), "upload_binary").json()["code"] == "metadata_required"
 
 
+def test_of_a_stored_session_the_finished_upload_is_handed_out_and_nothing_is_left_to_send(
+    shared_server: Server, content: bytes
+) -> None:
+    session = stored(shared_server, content)
+    for status in ("SYNCED", "ACK_RECEIVED"):
+        handed = call(shared_server, session, "upload_binary", {"resume_from": 0}).json()
+        assert (handed["status"], handed["upload_offset"]) == (status, len(content)), handed
+        assert shared_server.tus("HEAD", handed["upload_url"]).headers["Upload-Offset"] == str(len(content))
+        call(shared_server, session, "acknowledge", {"server_image_id": session["server_image_id"]})
+
+
 def test_a_batch_answers_each_for_itself(shared_server: Server, content: bytes) -> None:
     good = {
         "file_name": "a",
