@@ -7,7 +7,8 @@ from pathlib import Path
 
 import joserfc
 
-from tests.server import ROOT, Server
+from tests.server import Server
+from tests.starting import ROOT
 
 VERIFIER = ROOT / "docs" / "verify_receipt.py"
 ALONE = """

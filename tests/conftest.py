@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import starting
 from tests.server import Server
+
+starting.start = starting.preloaded
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from tusclient.exceptions import TusCommunicationError
 from server.pacs.dicom import dataset_sha256, read_header
 from tests.dcmtk import Sink
 from tests.proxy import CuttingProxy
-from tests.server import ROOT, Server, create, upload_url
+from tests.server import Server, create, upload_url
+from tests.starting import ROOT
 
 out = Console(highlight=False, soft_wrap=True)
 OUTPUT = ROOT / "demo-out"

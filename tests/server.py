@@ -5,15 +5,15 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import requests
 
-ROOT = Path(__file__).parents[1]
+from tests import starting
 
 
 @dataclass
@@ -24,27 +24,24 @@ class Server:
     extra: str = ""
     arguments: tuple[str, ...] = ()
     http: str = ""
-    process: subprocess.Popen[str] | None = None
+    process: starting.Process | None = None
     url: str = ""
     dicom_port: int = 0
     token: str = ""
+    _stdout: TextIO | None = None
 
     def start(self, http_port: int = 0, dicom_port: int = 0) -> "Server":
         """Start, and wait until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "packhorse.toml"
         config.write_text(f"[http]\nport = {http_port}\n{self.http}[dicom]\nport = {dicom_port}\n{self.extra}")
+        reading, writing = os.pipe()
         with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "serve", "--config", str(config), *self.arguments],
-                cwd=ROOT,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**os.environ},
-            )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+            words = ("serve", "--config", str(config), *self.arguments)
+            self.process = starting.start(words, self.folder, dict(os.environ), writing, log.fileno())
+        os.close(writing)
+        self._stdout = os.fdopen(reading)
+        for line in self._stdout:
             if line.startswith("Packhorse listens on "):
                 self.url = line.split()[3]
             if line.startswith("DICOM: "):
@@ -80,19 +77,13 @@ class Server:
     def _end(self) -> int:
         assert self.process is not None
         status = self.process.wait(timeout=30)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        if self._stdout is not None:
+            self._stdout.close()
         return status
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A `packhorse` command on the same folder."""
-        return subprocess.run(
-            [sys.executable, "-m", "server", *words, "--config", str(self.folder / "packhorse.toml")],
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            timeout=60,
-        )
+        return _ended(self.folder, (*words, "--config", str(self.folder / "packhorse.toml")), dict(os.environ))
 
     def rss_bytes(self) -> int:
         """Resident memory of the server process itself."""
@@ -133,14 +124,22 @@ class Server:
 
 def packhorse(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A `packhorse` command in `folder`, as a person types it there."""
-    return subprocess.run(
-        [sys.executable, "-m", "server", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment},
-    )
+    return _ended(folder, words, {"PATH": "/usr/bin:/bin", **environment})
+
+
+def _ended(folder: Path, words: tuple[str, ...], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A command when it is done, and what it said."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = starting.start(words, folder, environment, stdout.fileno(), stderr.fileno())
+        try:
+            status = process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait(timeout=10)
+            raise
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(words, status, stdout.read(), stderr.read())
 
 
 def upload_metadata(**pairs: str | bytes) -> str:

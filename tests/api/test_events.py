@@ -56,6 +56,8 @@ class Listener:
         return [kind for _, kind, _ in self.heard]
 
     def close(self) -> None:
+        self.answer.raw.shutdown()  # close() alone would wait for what the thread reads: the next heartbeat
+        self._thread.join()
         self.answer.close()
 
 

@@ -139,12 +139,13 @@ class Walk:
     def hand_out(self, one: Modelled) -> None:
         """upload_binary/: the URL to send to, the same one until it is gone."""
         status, told = self.call(one, "upload_binary")
-        if one.status in ("FAILED", *STORED) or not one.metadata:
+        if one.status == "FAILED" or not one.metadata:
             self.agree(status == 409, one, told)
             return
         path = told["upload_url"].removeprefix(self.server.url) if status == 200 else ""
         self.agree(status == 200 and told["upload_offset"] == one.held and one.path in ("", path), one, told)
-        one.status, one.path = "BINARY_UPLOADING", path
+        if one.status not in STORED:
+            one.status, one.path = "BINARY_UPLOADING", path
 
     def send(self, one: Modelled) -> None:
         """A PATCH, at times at a wrong offset."""

@@ -11,7 +11,8 @@ import pytest
 import requests
 
 from tests.chromium import Chromium
-from tests.server import ROOT, Server, sha256
+from tests.server import Server, sha256
+from tests.starting import ROOT
 from tests.support import eventually, free_port, require_peer
 from tests.tus.speaking_tus import transfers
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaigns.table import CAMPAIGNS
-from tests.server import ROOT
+from tests.starting import ROOT
 
 pytestmark = pytest.mark.slow
 

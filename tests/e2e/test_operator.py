@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from storage.backends import migrate
-from tests.server import ROOT, Server, create, packhorse, patch, upload_url
+from tests.server import Server, create, packhorse, patch, upload_url
+from tests.starting import ROOT
 
 
 def mode(path: Path) -> int:

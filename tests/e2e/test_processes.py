@@ -19,7 +19,8 @@ from server import processes
 from server.folder_lock import StartFailed
 from server.kinds import Kind
 from server.settings import Http, Settings
-from tests.server import ROOT, Server, create, patch, sha256, upload_url
+from tests.server import Server, create, patch, sha256, upload_url
+from tests.starting import ROOT
 from tests.support import eventually, free_port
 from tests.tus.speaking_tus import MIB, half_sent, random_bytes, wait_for_bytes
 

@@ -15,7 +15,8 @@ import pytest
 from pydicom.uid import generate_uid
 
 from tests import builders
-from tests.server import ROOT, Server, create, packhorse, patch, sha256, upload_url
+from tests.server import Server, create, packhorse, patch, sha256, upload_url
+from tests.starting import ROOT
 
 TREE = (
     "SELECT image.kind, image.sop_instance_uid, image.blob_sha256, image.dataset_sha256, image.transfer_syntax_uid, "

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.server import ROOT
+from tests.starting import ROOT
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])

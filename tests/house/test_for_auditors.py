@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, Server, create, patch, upload_url
+from tests.server import Server, create, patch, upload_url
+from tests.starting import ROOT
 from tests.support import require_peer
 
 PAGE = (ROOT / "docs" / "for-auditors.md").read_text()

@@ -4,7 +4,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.server import ROOT, Server
+from tests.server import Server
+from tests.starting import ROOT
 from tests.support import require_peer
 
 
