@@ -83,6 +83,7 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "upload_stopped": Meaning(503, True, "A newer request took the upload over"),
     "server_shutdown": Meaning(503, True, "The server is stopping; what arrived is kept"),
     "readback_failed": Meaning(503, True, "The stored bytes could not be verified: keep your copy"),
+    "bytes_damaged": Meaning(503, True, "The stored bytes are damaged until somebody sends them again"),
     "readback_running": Meaning(503, True, "The stored bytes are still being verified: ask again"),
     "read_timeout": Meaning(503, True, "No bytes came for too long; what arrived is kept"),
     "issuer_unavailable": Meaning(503, True, "The issuer of the token does not answer"),

@@ -43,8 +43,11 @@ class Readiness:
         return not any(fault.stops for fault in self.faults)
 
 
-async def readiness(store: Store, disk: Path, reserve_bytes: int) -> Readiness:
-    """Look at the database, its triggers (contract §9), writer, jobs and clock, at alarms, and at the disk."""
+async def readiness(store: Store, disk: Path, reserve_bytes: int, head_fault: str | None) -> Readiness:
+    """Look at the database, its triggers (contract §9), writer, jobs and clock, at alarms, and at the disk.
+
+    `head_fault`: why the audit's signed head is not kept up.
+    """
 
     def look(tx: Connection) -> tuple[list[str], dict[str, figures.Queue], int, str | None, dict[str, int]]:
         return (missing_triggers(tx), figures.queues(tx), figures.alarms(tx), clock.believed(tx),
@@ -56,7 +59,7 @@ async def readiness(store: Store, disk: Path, reserve_bytes: int) -> Readiness:
         return Readiness((Fault("database_silent", f"the database does not answer: {error}",
                                 "look at the disk that it is on, and at the log", stops=True),), {})
     faults = [*map(_trigger, dropped), await _writer(store), await asyncio.to_thread(_disk, disk, reserve_bytes),
-              *map(_stuck, queues, queues.values()), _clock(believed), _alarms(alarms)]
+              *map(_stuck, queues, queues.values()), _clock(believed), _alarms(alarms), _head(head_fault)]
     return Readiness(tuple(fault for fault in faults if fault is not None), backlog)
 
 
@@ -99,6 +102,13 @@ def _clock(believed: str | None) -> Fault | None:
     way = "ahead of" if ahead > CLOCK_AHEAD else "behind"
     return Fault("clock_distrusted", f"the clock is {abs(ahead.total_seconds()):.0f} s {way} what was believed last",
                  "no upload expires until the clock has run evenly for an hour, or has caught up: set it right")
+
+
+def _head(why: str | None) -> Fault | None:
+    if why is None:
+        return None
+    return Fault("audit_head", f"the signed head of the audit chain is not kept up: {why}",
+                 "run packhorse audit verify, and look at what it names, or at the disk of the head")
 
 
 def _alarms(count: int) -> Fault | None:

@@ -109,7 +109,8 @@ class Operating:
 
     async def _look_whether_ready(self) -> Readiness:
         settings = self._services.settings
-        return await readiness(self._services.store, settings.blobs_path, settings.uploads.reserve_bytes)
+        return await readiness(self._services.store, settings.blobs_path, settings.uploads.reserve_bytes,
+                               self._services.audit_head.fault)
 
     async def _look_what_is_held(self) -> Holdings:
         settings = self._services.settings

@@ -1,18 +1,28 @@
-"""Notes who read which image in the audit chain (contract §9): one row per principal, subject and minute."""
+"""Reading of stored bytes: what is known to be damaged is not given out, and who reads which image is audited."""
 
 import time
 
+from sqlalchemy import Connection
+
 from server.auth import Principal
-from storage import audit
+from server.errors import RequestError
+from storage import audit, blob_rows
 from storage.records import AuditEntry
 from storage.store import Store
 
 NOTED_S = 60.0
+DAMAGED_S = 60
 MOST_KNOWN = 10_000
 
 
+def check_sound(tx: Connection, site: str, sha256: str) -> None:
+    """RequestError `bytes_damaged` while an integrity alarm is open: whoever looks at an image relies on it."""
+    if blob_rows.is_doubted(tx, site, sha256):
+        raise RequestError("bytes_damaged", retry_after_s=DAMAGED_S)
+
+
 class Reads:
-    """Remembers, in this process, what it noted within the last minute."""
+    """One row per principal, subject and minute (contract §9); remembers, in this process, what it noted."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

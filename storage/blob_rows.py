@@ -23,6 +23,12 @@ def find(tx: Connection, site: str, sha256: str) -> BlobRecord | None:
     return BlobRecord(*row) if row else None
 
 
+def is_doubted(tx: Connection, site: str, sha256: str) -> bool:
+    """Whether an integrity alarm is open on the blob."""
+    found = find(tx, site, sha256)
+    return found is not None and found.alarm is not None
+
+
 def with_row(tx: Connection, sites: Collection[str], digests: Collection[str]) -> set[tuple[str, str]]:
     """Which (site, sha256) of these have a row."""
     named = select(blob.c.site, blob.c.sha256).where(blob.c.site.in_(sites), blob.c.sha256.in_(digests))

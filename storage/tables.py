@@ -155,6 +155,8 @@ blob = Table(
     Column("alarm", Text),
     _time("read_at"),
     _time("alarm_at"),
+    Index("ix_blob_alarm", "alarm_at", sqlite_where=text("alarm IS NOT NULL"),
+          postgresql_where=text("alarm IS NOT NULL")),
 )
 
 readback_wait = Table(

@@ -61,6 +61,14 @@ def head_of(claims: dict[str, Any]) -> Head:
         raise ValueError("this is no head of an audit chain") from error
 
 
+def fault_of(tx: Connection, path: Path) -> str | None:
+    """Why the chain and the head in `path` do not agree; its signature is `audit verify`'s to look at."""
+    known, newest = _read(path), audit.newest(tx)
+    if known is None:
+        return f"there is no head in {path}, though there are {newest.seq} rows" if newest.seq else None
+    return _contradiction(known, newest, audit.hash_of(tx, known.seq) if known.seq else None)
+
+
 class AuditHead:
     """Keeps the file; several processes may, for the newest row wins."""
 
@@ -71,9 +79,14 @@ class AuditHead:
         self._told: str | None = None
         self._signed_seq = -1
 
+    @property
+    def fault(self) -> str | None:
+        """Why it is not kept up; None while it is."""
+        return self._told
+
     async def open(self) -> None:
         """A server starts: from now on rows may follow. A head that is gone though there are rows leaves a row."""
-        known = await asyncio.to_thread(self._read)
+        known = await asyncio.to_thread(_read, self._path)
         if known is None and (await self._store.read(audit.newest)).seq:
             log.warning("audit.head_missing", path=str(self._path))
             await self._store.write(lambda tx: audit.append(tx, AuditEntry(DEFAULT_SITE, "audit.head_missing")))
@@ -83,17 +96,17 @@ class AuditHead:
         """Sign the newest row, unless it was, or another process did so within a second."""
         if self._store.glance(audit.newest).seq == self._signed_seq:
             return
-        known = await asyncio.to_thread(self._read)
+        known = await asyncio.to_thread(_read, self._path)
         if known is None or not _is_fresh(known):
             await self._renew(closed=False, known=known)
 
     async def close(self) -> None:
         """The server stops: nothing may follow."""
-        await self._renew(closed=True, known=await asyncio.to_thread(self._read))
+        await self._renew(closed=True, known=await asyncio.to_thread(_read, self._path))
 
     async def follow(self, before: AuditPosition) -> None:
         """A command wrote rows behind `before` while no server runs: its rows belong there."""
-        known = await asyncio.to_thread(self._read)
+        known = await asyncio.to_thread(_read, self._path)
         if known is None or not known.closed or (known.seq, known.row_hash) != (before.seq, before.row_hash):
             return
         newest = await self._store.read(audit.newest)
@@ -126,20 +139,21 @@ class AuditHead:
         """Whether it was written: not where another process did so since `known`."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(self._path):
-            if self._read() != known:
+            if _read(self._path) != known:
                 return False
             text = self._sign({"kind": KIND, "audit_seq": newest.seq, "audit_hash": newest.row_hash,
                                "signed_at": timestamp(), "closed": closed})
             replace_durably(self._path, f"{text}\n".encode())
         return True
 
-    def _read(self) -> Head | None:
-        """What the file says, its signature not looked at; None where there is none that can be read."""
-        try:
-            payload = self._path.read_text().split(".")[1]
-            return head_of(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))))
-        except (FileNotFoundError, IndexError, ValueError, binascii.Error):
-            return None
+
+def _read(path: Path) -> Head | None:
+    """What the file says, its signature not looked at; None where there is none that can be read."""
+    try:
+        payload = path.read_text().split(".")[1]
+        return head_of(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))))
+    except (FileNotFoundError, IndexError, ValueError, binascii.Error):
+        return None
 
 
 def _is_fresh(known: Head) -> bool:

@@ -136,7 +136,7 @@ def _objects(message: Element, row: Row, family: Family, study_instance_uid: str
         _object(message, "urn:packhorse:audit", URI, "Security Audit Log", "2", "13")
     elif family.event == SECURITY_ALERT:
         alert = _object(message, f"urn:packhorse:{subject}", URI, subject, "2", "13")
-        _detail(alert, "Alert Description", row["action"])
+        _detail(alert, "Alert Description", _meaning_of(row, family))
     elif family.event in OF_A_STUDY and study_instance_uid is not None:
         study = _object(message, study_instance_uid, STUDY, "study", "2", "3")
         if uid := detail.get("sop_instance_uid"):
@@ -147,6 +147,11 @@ def _objects(message: Element, row: Row, family: Family, study_instance_uid: str
     element = _object(message, subject, ROW, "row", "2")
     for name, value in (("seq", str(row["seq"])), ("row_hash", row["row_hash"]), ("detail", row["detail"])):
         _detail(element, name, value)
+
+
+def _meaning_of(row: Row, family: Family) -> str:
+    """What happened, in words; the row beside it has the rest."""
+    return family.type_code.meaning if family.type_code is not None else str(row["action"])
 
 
 def _object(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from server import config
+from server.auditing.head import fault_of
 from server.commands.terminal import ConfigOption, out
 from server.keeping.doctor import Doctor
 from server.keeping.findings import Verdict, is_well
@@ -24,7 +25,8 @@ def doctor(
     """
     settings = config.load(config_file)
     config.check_places(settings)
-    examiner = Doctor(settings, partial(echo, settings.dicom.ae_title))
+    examiner = Doctor(
+        settings, partial(echo, settings.dicom.ae_title), partial(fault_of, path=settings.audit_head_path))
     findings = [*examiner.examine(), *asyncio.run(examiner.peers())]
     if as_json:
         out.print_json(data={"well": is_well(findings), "findings": [asdict(one) for one in findings]})

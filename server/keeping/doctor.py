@@ -2,6 +2,8 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 
+from sqlalchemy import Connection
+
 from server.config import warnings_of
 from server.keeping import holdings, machine
 from server.keeping.findings import Finding, fine, warning, wrong
@@ -13,12 +15,17 @@ Echo = Callable[[str, str, int], Awaitable[str | None]]
 """(AE title, host, port) → why it does not answer a C-ECHO; None when it does."""
 
 
+HeadFault = Callable[[Connection], str | None]
+"""Why the audit chain and its signed head do not agree; None when they do."""
+
+
 class Doctor:
     """Examines one configuration; `echo` asks a DICOM node whether it is there."""
 
-    def __init__(self, settings: Settings, echo: Echo) -> None:
+    def __init__(self, settings: Settings, echo: Echo, head_fault: HeadFault) -> None:
         self._settings = settings
         self._echo = echo
+        self._head_fault = head_fault
 
     def examine(self) -> Iterator[Finding]:
         """Every finding about this machine; see `peers` for the others."""
@@ -44,6 +51,7 @@ class Doctor:
             with reading(path) as tx:
                 yield from holdings.database(tx, self._settings, present, newest)
                 yield from holdings.triggers(tx)
+                yield holdings.audit_head(self._head_fault(tx))
                 yield from holdings.clocks(tx, machine.is_serving(self._settings))
                 yield from holdings.keys(tx, self._settings)
                 yield from holdings.refused_callers(tx)

@@ -60,6 +60,13 @@ def triggers(tx: Connection) -> Iterator[Finding]:
         yield fine("triggers", "all are there")
 
 
+def audit_head(why: str | None) -> Finding:
+    """Whether the chain goes on from the row that its signed head names."""
+    if why is None:
+        return fine("audit head", "the chain goes on from the row that it names")
+    return wrong("audit head", why, "run packhorse audit verify with receipts from outside, and find out who it was")
+
+
 def clocks(tx: Connection, serving: bool) -> Iterator[Finding]:
     """The machine's clock beside the latest moment that the expiry of uploads believed in."""
     yield fine("clock", f"{timestamp()}, boot {boot_id()}")

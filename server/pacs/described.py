@@ -114,13 +114,14 @@ FILE = {
 DESCRIBED = {
     "image": Described(cached_answer(Image), refusals=("not_found", "invalid_field")),
     "file": Described(FILE, parameters=(Parameter("Range", "bytes=…", TEXT, place="header"),),
-                      refusals=("not_found", "invalid_field")),
+                      refusals=("not_found", "invalid_field", "bytes_damaged")),
     "rendered": Described(PICTURE, parameters=(
         Parameter("frame", "Counted from 1", NUMBER), Parameter("window", "center,width"), ACCEPT),
-        refusals=("not_found", "invalid_field", "render_failed")),
+        refusals=("not_found", "invalid_field", "bytes_damaged", "render_failed")),
     "receipt": Described(answered(ImageReceipt), refusals=(
         "not_found", "invalid_field", "readback_failed", "readback_running")),
-    "thumbnail": Described(PICTURE, parameters=(ACCEPT,), refusals=("not_found", "invalid_field", "render_failed")),
+    "thumbnail": Described(PICTURE, parameters=(ACCEPT,), refusals=(
+        "not_found", "invalid_field", "bytes_damaged", "render_failed")),
     "studies": Described(cached_answer(StudyList), parameters=(
         Parameter("limit", "At most so many, up to 500", NUMBER),
         Parameter("cursor", "The page after, as `next_cursor` said"), REJECTED), refusals=("invalid_field",)),

@@ -15,7 +15,7 @@ from server.pacs.described import DESCRIBED
 from server.pacs.ingest import blob_path
 from server.pacs.presentation import Sign, image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window
-from server.reads import Reads
+from server.reads import Reads, check_sound
 from server.visibility import may_see_image
 from storage import instances, jobs
 from storage.records import ImageRecord
@@ -176,7 +176,11 @@ class ImageHandlers:
 
         def unit(tx: Connection) -> ImageRecord | None:
             image = instances.find(tx, who.site, image_id)
-            return image if image is not None and may_see_image(tx, image, who) else None
+            if image is None or not may_see_image(tx, image, who):
+                return None
+            if pixels:
+                check_sound(tx, image.site, image.blob_sha256)
+            return image
 
         image = await self._store.read(unit)
         if image is None:

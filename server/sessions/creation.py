@@ -164,8 +164,7 @@ def _must_supersede(tx: Connection, holder: SessionRecord) -> bool:
     if holder.status is Status.FAILED:
         return not machine.is_retryable(holder.error_code) or holder.retries_left == 0
     if holder.status in machine.STORED and holder.blob_sha256:
-        blob = blob_rows.find(tx, holder.site, holder.blob_sha256)
-        return blob is not None and blob.alarm is not None
+        return blob_rows.is_doubted(tx, holder.site, holder.blob_sha256)
     return False
 
 

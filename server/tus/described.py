@@ -87,6 +87,6 @@ DESCRIBED = {
             "application/dicom", "image/png", "image/jpeg", "application/pdf", BYTES, "multipart/byteranges")),
         304: Answer("Not modified"), 412: Answer("If-Match or If-Unmodified-Since does not hold"),
         416: Answer("Range names no bytes of it")},
-        parameters=(_field("Range", "bytes=…"),), refusals=("not_synced", *ANY), rewords=True,
+        parameters=(_field("Range", "bytes=…"),), refusals=("not_synced", "bytes_damaged", *ANY), rewords=True,
         summary="The bytes of a finished upload, with Range."),
 }

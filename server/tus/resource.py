@@ -11,7 +11,7 @@ from server.auth import Principal, Role, principal_of
 from server.errors import AppError, RequestError
 from server.middleware import verb_of
 from server.problems import as_app_error, method_not_allowed, problem
-from server.reads import Reads
+from server.reads import Reads, check_sound
 from server.tus import rufh_fields, tus_fields
 from server.tus.answers import close_if_unread, state_of
 from server.tus.body import SPOILED
@@ -120,25 +120,30 @@ class FilesResource:
         _check_may_read(who, seen)
         upload = seen.upload
         state = state_of(upload, await self._rows.offset(upload), self._max_size_bytes, who)
-        if upload.state is not UploadState.FINISHED or upload.blob_sha256 is None:
+        digest = upload.blob_sha256
+        if upload.state is not UploadState.FINISHED or digest is None:
             return problem(RequestError("not_synced", "the upload is not finished"), state)
         if not isinstance(self._store.blobs, LocalPath):
             raise RequestError("not_found")
+        try:
+            await self._store.read(lambda tx: check_sound(tx, upload.site, digest))
+        except RequestError as error:
+            return problem(error, state)
         # private, for it is an image; no-store, for it tells of an upload's state (RUFH §4.3.2, SHOULD)
         state[hdrs.CACHE_CONTROL] = "private, no-store"
-        if (answer := unwanted(request, upload.blob_sha256)) is not None:
+        if (answer := unwanted(request, digest)) is not None:
             answer.headers.update(state)
             return answer
         await self._reads.note(who, f"upload/{upload.upload_id}", request.remote)
         declared = tus_fields.parse_metadata(upload.upload_metadata)
         kind = (declared.get("filetype") or declared.get("type") or b"").decode(errors="replace")
         name = (declared.get("filename") or declared.get("name") or b"upload").decode(errors="replace")
-        path = self._store.blobs.path(sealed(upload.site, upload.blob_sha256))
-        return Download(path, upload.blob_sha256, {
+        path = self._store.blobs.path(sealed(upload.site, digest))
+        return Download(path, digest, {
             **state, "Content-Type": kind if kind in SAFE_TYPES else "application/octet-stream",
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",  # RFC 6266 §4.3
             "X-Content-Type-Options": "nosniff",
-            rufh_fields.REPR_DIGEST: rufh_fields.format_digest(upload.blob_sha256)})
+            rufh_fields.REPR_DIGEST: rufh_fields.format_digest(digest)})
 
 
 def _check_may_read(who: Principal, seen: Seen) -> None:

@@ -99,6 +99,9 @@ def test_once_the_bytes_are_damaged_no_ack_permits_deletion_and_a_resend_puts_th
     assert {(one["safe_to_delete_local"], one["status_text"]) for one in shown} == {
         (False, "at the server, keep your copy")
     }
+    for path in (f"/images/{session['server_image_id']}/file", f"/images/{session['server_image_id']}/rendered"):
+        refused = server.api("GET", path)
+        assert (refused.status_code, refused.json()["code"]) == (503, "bytes_damaged")
     alarms = audited(server, "integrity.alarm")
     assert len(alarms) == 1 and alarms[0]["subject"] == f"blob/{sha256(content)}"
     assert alarms[0]["session_ids"] == [session["session_id"]]

@@ -132,6 +132,7 @@ def test_standard_events_are_told_as_the_standard_asks(busy: Server) -> None:
     assert used is not None and used.findtext("ParticipantObjectName") == "Security Audit Log"
     alert = by_event["110113"].find("ParticipantObjectIdentification/ParticipantObjectDetail")
     assert alert is not None and alert.get("type") == "Alert Description"
+    assert base64.b64decode(alert.get("value") or "").decode() == "User Security Attributes Changed"
 
 
 def test_what_xml_cannot_hold_and_what_is_not_known_still_make_good_messages() -> None:

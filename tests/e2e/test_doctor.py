@@ -85,6 +85,21 @@ def test_a_dropped_trigger_is_wrong(stopped: Server) -> None:
     assert status == 1 and "audit_no_update" in found["triggers"][0]["what"]
 
 
+def test_a_chain_that_lost_its_end_is_wrong_and_so_is_a_head_that_is_gone(stopped: Server) -> None:
+    for _ in range(2):
+        assert stopped.command("token", "create", "--role", "viewer").returncode == 0
+    assert examined(stopped.folder)[0] == 0
+    with closing(sqlite3.connect(stopped.folder / "data" / "packhorse.db")) as database:
+        database.execute("DROP TRIGGER audit_no_delete")
+        database.execute("DELETE FROM audit WHERE seq = (SELECT max(seq) FROM audit)")
+        database.commit()
+    status, found = examined(stopped.folder)
+    assert status == 1 and "the last one is row" in found["audit head"][0]["what"]
+    (stopped.folder / "data" / "audit-head.jws").unlink()
+    status, found = examined(stopped.folder)
+    assert status == 1 and "there is no head" in found["audit head"][0]["what"]
+
+
 def test_damaged_pages_are_wrong(stopped: Server) -> None:
     path = stopped.folder / "data" / "packhorse.db"
     with path.open("r+b") as file:

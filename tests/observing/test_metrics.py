@@ -1,5 +1,6 @@
 """`/metrics` and `/readyz` of real servers: what they count, to whom they tell it, and over how many processes."""
 
+import base64
 import json
 import re
 import shutil
@@ -173,7 +174,12 @@ def test_readiness_tells_each_fault_and_only_what_stops_is_a_503(tmp_path: Path)
                 "INSERT INTO job (site, kind, subject, state, attempt, run_after) "
                 "VALUES ('default', 'nobody', '1', 'waiting', 0, '2020-01-01T00:00:00.000Z')"
             )
+        claims = {"kind": "audit-head", "audit_seq": 999, "audit_hash": "x", "signed_at": "", "closed": False}
+        head = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()
+        (server.folder / "data" / "audit-head.jws").write_text(f"a.{head}.b")
+        create(server, b"so that a row follows")
         told = faults(server)
+        assert "the head names row 999" in str(told["audit_head"]["detail"])
         assert set(told) >= {"integrity_alarms", "jobs_stuck"} and not any(one["stops"] for one in told.values())
         with sqlite3.connect(database) as tx:
             tx.execute("DROP TRIGGER audit_no_update")
