@@ -216,6 +216,11 @@ async def test_the_server_scrubs_by_itself_and_again_after_the_time_that_is_set(
             path = f"{ROOT}/{session['session_id']}/"
             await eventually(lambda path=path: not server.api("GET", path).json()["safe_to_delete_local"], 20)  # type: ignore[misc]
         assert {one["found_by"] for one in audited(server, "integrity.alarm")} == {"scrub"}
+        events = server.api("GET", "/events?after=0").json()["results"]
+        told = [one["data"] for one in events if one["type"] == "integrity.alarm"]
+        assert {session_id for one in told for session_id in one["session_ids"]} == {
+            session["session_id"] for session in sessions
+        }
     finally:
         server.stop()
     assert "Traceback" not in (server.folder / "server.log").read_text()

@@ -78,6 +78,9 @@ async def test_the_peers_status_decides(tmp_path: Path, status: int, state: str,
         await eventually(lambda: deliveries(server)[0]["status"] == state)
         row = deliveries(server)[0]
         assert (row["attempts"], row["last_status"]) == (attempts, f"{status:04X}")
+        events = server.api("GET", "/events?after=0").json()["results"]
+        (told,) = [one["data"] for one in events if one["type"] == f"forward.{state}"]
+        assert (told["destination"], told["image_id"]) == ("sink", row["image_id"]), told
     finally:
         server.stop()
         peer.shutdown()
