@@ -94,7 +94,7 @@ class _Surface:
 
     @allows(*ANYBODY, heeds_scope=True)
     async def about(self, _request: web.Request) -> web.Response:
-        """What this server is and takes, so that a newer client can send only what is known (contract §4)."""
+        """What this server is and takes, so that a newer client can send only what is known."""
         uploads = self._services.settings.uploads
         return web.json_response({
             "product": "packhorse", "version": VERSION, "protocols": list(PROTOCOLS),

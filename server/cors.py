@@ -49,6 +49,8 @@ class CrossOrigin:
             return None
         if origin in self._origins or "*" in self._origins:
             return origin
+        if request.headers.get("Sec-Fetch-Site") == "same-origin":  # a page of our own, under whatever name
+            return None
         if origin not in self._refused and ORIGIN.fullmatch(origin) and len(self._refused) < MOST_TOLD:
             self._refused.add(origin)
             log.warning("cors.refused", origin=origin, add=f'[http] cors_origins = ["{origin}"]')

@@ -22,6 +22,12 @@ Document = dict[str, Any]  # JSON
 REFERENCE = "#/components/schemas/{model}"
 ALWAYS = ("bad_request", "headers_too_large", "foreign_page", "internal_error", "storage_unavailable")
 """What any call may be refused with."""
+IDS = {
+    "code": "The code of a problem", "delivery_id": "A webhook's delivery", "image_id": "An image: its `id`",
+    "quarantine_id": "What is held", "radiology_order_id": "The EMR's order", "session_id": "A session, or its alias",
+    "study_instance_uid": "A study", "token_id": "A token: the part of it before its secret", "upload_id": "An upload",
+    "visit_id": "The EMR's visit"}
+"""What stands in paths."""
 WITH_TOKEN = ("unauthorized", "forbidden", "csrf_refused", "too_many_attempts", "issuer_unavailable")
 CHANGES = ("insufficient_storage", "invalid_transition")
 """Where a unit of work writes: the disk may be full, or somebody else was first."""
@@ -74,7 +80,10 @@ def _operation(method: str, path: str, handler: Any, described: Described, schem
             for one in described.parameters)],
         "responses": {**_refusals(method, path, described, access), **{
             str(status): _answer(answer, schemas) for status, answer in described.answers.items()}}}
-    if access.open:
+    if access.open and "unauthorized" in described.refusals:
+        found["security"] = [{"token": []}, {}]
+        found["description"] = "For operators, and where the server lets more in."
+    elif access.open:
         found["security"] = []
     else:
         found["description"] = f"For {', '.join(sorted(access.roles))}." + (
@@ -101,7 +110,7 @@ def _tag(path: str) -> str:
 
 def _of_path(path: str) -> Iterator[Document]:
     for name in re.findall(r"{(\w+)}", path):
-        yield {"name": name, "in": "path", "required": True, "schema": TEXT}
+        yield {"name": name, "in": "path", "description": IDS[name], "required": True, "schema": TEXT}
 
 
 def _answer(answer: Answer, schemas: Document) -> Document:

@@ -31,11 +31,15 @@ history.replaceState(null, "", location.pathname);
 const body = code ? {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({code})} : {};
 fetch("/api/v1/login", body).then(async (answer) => {
   const said = await answer.json();
-  told.textContent = answer.ok ? `Signed in as ${said.role}, until ${said.expires_at}.` : said.detail;
+  const until = answer.ok && new Date(said.expires_at).toLocaleString();
+  told.textContent = answer.ok ? `Signed in as ${said.role}, until ${until}.` : code ? said.detail : "Not signed in.";
+  document.querySelector("small").hidden = answer.ok;
 }, () => { told.textContent = "The server does not answer."; });
 """
 PAGE = ("<!doctype html><html lang=en><meta charset=utf-8><title>Packhorse: sign in</title><h1>Packhorse</h1>"
-        f"<p role=status>One moment…</p><script>{SCRIPT}</script></html>")
+        "<p role=status>One moment…</p><p><small hidden>A link that signs in is made by "
+        "<code>packhorse token code ID</code>, and printed when the server starts at a terminal.</small></p>"
+        f'<p><a href="/docs">Every call of this server</a></p><script>{SCRIPT}</script></html>')
 POLICY = ("default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
           f"script-src 'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'")
 
@@ -70,7 +74,10 @@ class LoginHandlers:
 
     @is_open
     async def log_in(self, request: web.Request) -> web.Response:
-        """A code for a cookie. RequestError `unauthorized` for a code that is not good, or not any more."""
+        """A one-time code for a cookie.
+
+        RequestError `unauthorized` for a code that is not good, or not any more.
+        """
         base_url = self._base_url(request)
         cookies.check_own_page(request, base_url)  # else another site's page could log its own user in here
         code = parse(Login, await json_body(request)).code
@@ -108,9 +115,12 @@ class LoginHandlers:
     async def show(self, request: web.Request) -> web.Response:
         """Who calls; to a browser also what it must send beside its cookie."""
         who, cookie = principal_of(request), cookies.cookie_of(request, self._base_url(request))
-        by_cookie = cookie is not None and hdrs.AUTHORIZATION not in request.headers
-        return _answer({**_scopes(who), "token_id": who.name, "expires_at": who.expires_at,
-                        **({"csrf_token": cookies.csrf_token(cookie)} if cookie is not None and by_cookie else {})})
+        told = {**_scopes(who), "token_id": who.name, "expires_at": who.expires_at}
+        if cookie is not None and hdrs.AUTHORIZATION not in request.headers:
+            browser = await self._store.read(lambda tx: logins.find_browser(tx, fingerprint(cookie)))
+            if browser is not None:
+                told |= {"expires_at": browser.expires_at, "csrf_token": cookies.csrf_token(cookie)}
+        return _answer(told)
 
     @allows(*ANYBODY, heeds_scope=True)
     async def log_out(self, request: web.Request) -> web.Response:

@@ -1,5 +1,6 @@
 """What the order calls take and give: the fields of an order (contract §4), and orders as JSON."""
 
+import re
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
@@ -8,6 +9,8 @@ from pydantic import AfterValidator, Field
 from server.bodies import Body, Reason, Text
 from server.identifiers import present
 from storage.records import OrderRecord
+
+DAY = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 
 
 def _moment(text: str) -> str:
@@ -20,6 +23,8 @@ def _moment(text: str) -> str:
 
 def _day(text: str) -> str:
     try:
+        if not DAY.fullmatch(text):
+            raise ValueError("weeks and days of the year are ISO 8601 too")
         date.fromisoformat(text)
     except ValueError as error:
         raise ValueError("must be a day, such as 1970-01-31") from error
@@ -37,7 +42,7 @@ class OrderBody(Body):
     patient_id: Short | None = None
     issuer_of_patient_id: Short | None = None
     patient_name: Annotated[Text, Field(max_length=324)] | None = None
-    patient_birth_date: Annotated[str, Field(pattern=r"^\d{4}-?\d{2}-?\d{2}$"), AfterValidator(_day)] | None = None
+    patient_birth_date: Annotated[str, AfterValidator(_day)] | None = None
     patient_sex: Literal["M", "F", "O"] | None = None
     accession_number: Annotated[Text, Field(max_length=16)] | None = None
     modality: Annotated[Text, Field(max_length=16)] | None = None

@@ -44,35 +44,35 @@ class OperatorHandlers:
 
     @allows(Role.OPERATOR, heeds_scope=True)
     async def reject_image(self, request: web.Request) -> web.Response:
-        """`images/{image_id}/reject/`."""
+        """Hide an image (IHE IOCM), with a reason and a code."""
         body = parse(Reject, await json_body(request))
         return web.json_response(await self._rejection.image(
             _id(request, "image_id"), body.code, body.reason, call_of(request)), headers=NO_STORE)
 
     @allows(Role.OPERATOR, heeds_scope=True)
     async def restore_image(self, request: web.Request) -> web.Response:
-        """`images/{image_id}/restore/`."""
+        """Show a rejected image again, with a reason."""
         body = parse(Decide, await json_body(request))
         return web.json_response(await self._rejection.image(
             _id(request, "image_id"), None, body.reason, call_of(request)), headers=NO_STORE)
 
     @allows(Role.OPERATOR, heeds_scope=True)
     async def reject_study(self, request: web.Request) -> web.Response:
-        """`studies/{study_instance_uid}/reject/`."""
+        """Hide a study (IHE IOCM), with a reason and a code."""
         body = parse(Reject, await json_body(request))
         return web.json_response(await self._rejection.study(
             request.match_info["study_instance_uid"], body.code, body.reason, call_of(request)), headers=NO_STORE)
 
     @allows(Role.OPERATOR, heeds_scope=True)
     async def restore_study(self, request: web.Request) -> web.Response:
-        """`studies/{study_instance_uid}/restore/`."""
+        """Show a rejected study again, with a reason."""
         body = parse(Decide, await json_body(request))
         return web.json_response(await self._rejection.study(
             request.match_info["study_instance_uid"], None, body.reason, call_of(request)), headers=NO_STORE)
 
     @allows(Role.OPERATOR)
     async def quarantine(self, request: web.Request) -> web.Response:
-        """`quarantine/`, by `state limit cursor`."""
+        """What is held, by its state."""
         query = request.query
         state = query.get("state", QuarantineState.HELD)
         if state != "all" and state not in list(QuarantineState):
@@ -90,14 +90,14 @@ class OperatorHandlers:
 
     @allows(Role.OPERATOR)
     async def accept(self, request: web.Request) -> web.Response:
-        """`quarantine/{quarantine_id}/accept/`."""
+        """Make what is held an image, with a reason."""
         body = parse(Decide, await json_body(request))
         return web.json_response(await self._quarantine.accept(
             _id(request, "quarantine_id"), body.reason, call_of(request)), headers=NO_STORE)
 
     @allows(Role.OPERATOR)
     async def reject_held(self, request: web.Request) -> web.Response:
-        """`quarantine/{quarantine_id}/reject/`."""
+        """Leave what is held aside, with a reason."""
         body = parse(Decide, await json_body(request))
         return web.json_response(await self._quarantine.reject(
             _id(request, "quarantine_id"), body.reason, call_of(request)), headers=NO_STORE)

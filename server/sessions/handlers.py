@@ -77,7 +77,7 @@ class SessionHandlers:
 
     @allows(Role.UPLOADER, heeds_scope=True)
     async def create(self, request: web.Request) -> web.Response:
-        """`create_session/`."""
+        """Make a session, or get the one that is there."""
         caller = caller_of(request)
         body = parse(schema.CreateSession, await json_body(request))
         status, created = await self._service.create(body, caller)
@@ -90,7 +90,7 @@ class SessionHandlers:
 
     @allows(Role.UPLOADER, heeds_scope=True)
     async def batch(self, request: web.Request) -> web.Response:
-        """`batch/`: each creation is answered for itself, and confirmed when it brings its metadata."""
+        """Up to 100 creations, each answered for itself, and confirmed when it brings its metadata."""
         caller = caller_of(request)
         results = []
         for item in parse(schema.Batch, await json_body(request)).sessions:
@@ -108,7 +108,7 @@ class SessionHandlers:
 
     @allows(Role.UPLOADER, heeds_scope=True)
     async def upload_metadata(self, request: web.Request) -> web.Response:
-        """`upload_metadata/`."""
+        """Give the metadata, or confirm what the creation gave."""
         body = parse(schema.UploadMetadata, await json_body(request))
         record, replayed = await self._service.upload_metadata(
             request.match_info["session_id"], body.metadata, caller_of(request))
@@ -116,7 +116,7 @@ class SessionHandlers:
 
     @allows(Role.UPLOADER, heeds_scope=True)
     async def upload_binary(self, request: web.Request) -> web.Response:
-        """`upload_binary/`: hands out the upload; carries no bytes."""
+        """Hand out the upload: its URL and true offset; carries no bytes."""
         caller = caller_of(request)
         body = parse(schema.UploadBinary, await json_body(request))
         session, upload = await self._service.upload_binary(request.match_info["session_id"], body, caller)
@@ -139,7 +139,7 @@ class SessionHandlers:
 
     @allows(Role.UPLOADER, heeds_scope=True)
     async def acknowledge(self, request: web.Request) -> web.Response:
-        """`acknowledge/`: only its 200 permits deletion."""
+        """Read the stored bytes back: only its 200 permits deletion."""
         caller = caller_of(request)
         body = parse(schema.Acknowledge, await json_body(request))
         record, replayed = await self._service.acknowledge(request.match_info["session_id"], body, caller)
@@ -149,58 +149,58 @@ class SessionHandlers:
 
     @allows(Role.UPLOADER, heeds_scope=True)
     async def retry(self, request: web.Request) -> web.Response:
-        """`retry/`."""
+        """From FAILED back to QUEUED, at the cost of one retry."""
         parse(schema.Retry, await json_body(request))
         return _answer(await self._service.retry(request.match_info["session_id"], caller_of(request)))
 
     @allows(Role.UPLOADER, heeds_scope=True)
     async def cancel(self, request: web.Request) -> web.Response:
-        """`cancel/`."""
+        """Give the session up, with a reason: wrong file, wrong order."""
         body = parse(schema.Cancel, await json_body(request))
         record = await self._service.cancel(request.match_info["session_id"], body, caller_of(request))
         return _answer(await self._json(request, record))
 
     @allows(Role.UPLOADER, heeds_scope=True)
     async def report_failure(self, request: web.Request) -> web.Response:
-        """`report_failure/`."""
+        """What broke on the client's side."""
         body = parse(schema.ReportFailure, await json_body(request))
         record = await self._service.report_failure(request.match_info["session_id"], body, caller_of(request))
         return _answer(await self._json(request, record))
 
     @allows(*ANYBODY, heeds_scope=True)
     async def show(self, request: web.Request) -> web.Response:
-        """`GET {id}/`; `?device_id=` asks whether that device may delete."""
+        """A session; `device_id` asks whether that device may delete its copy."""
         device = request.query.get("device_id")
         view = await self._service.view(request.match_info["session_id"], caller_of(request), device)
         return _answer(await self._view_json(request, view))
 
     @allows(*ANYBODY, heeds_scope=True)
     async def history(self, request: web.Request) -> web.Response:
-        """`history/`."""
+        """Its rows of the audit."""
         rows = await self._service.history(request.match_info["session_id"], caller_of(request))
         return _answer({"results": rows})
 
     @allows(*ANYBODY, heeds_scope=True)
     async def receipt(self, request: web.Request) -> web.Response:
-        """`receipt/`."""
+        """Its receipt: the server's signed word."""
         receipt = await self._service.receipt(request.match_info["session_id"], caller_of(request))
         return _answer({"receipt": receipt, "jwks": f"{self._base_url(request)}/.well-known/jwks.json"})
 
     @allows(*ANYBODY, heeds_scope=True)
     async def pending(self, request: web.Request) -> web.Response:
-        """`pending/`: not finished, or stored and waiting for the ACK."""
+        """What is not finished, or stored and waiting for the ACK."""
         return await self._list(request, statuses=(*machine.ACTIVE, Status.SYNCED))
 
     @allows(*ANYBODY, heeds_scope=True)
     async def failed(self, request: web.Request) -> web.Response:
-        """`failed/`: still retryable; `include_exhausted=true` for all."""
+        """What FAILED and can still be retried; `include_exhausted=true` for all."""
         if request.query.get("include_exhausted") == "true":
             return await self._list(request, statuses=(Status.FAILED,))
         return await self._list(request, statuses=(Status.FAILED,), error_codes=RETRYABLE, retries_left=True)
 
     @allows(*ANYBODY, heeds_scope=True)
     async def listing(self, request: web.Request) -> web.Response:
-        """`GET ./`."""
+        """Sessions, the newest change first."""
         query = request.query
         filters: dict[str, Any] = {}
         if "status" in query:

@@ -68,6 +68,7 @@ def test_a_code_gives_a_cookie_that_no_script_reads(shared_server: Server) -> No
         assert hidden.encode() not in stored
     shown = one.call("GET", "/api/v1/login").json()
     assert shown["csrf_token"] == answer.json()["csrf_token"] and shown["token_id"] == told["token_id"]
+    assert shown["expires_at"] == answer.json()["expires_at"] is not None
     assert "csrf_token" not in shared_server.api("GET", "/login", token=told["token"]).json()
 
 
@@ -235,3 +236,6 @@ async def test_the_login_page_opens_with_a_code_in_chromium(shared_server: Serve
     assert chromium.run("return [location.hash, document.cookie]") == ["", ""]  # neither code nor cookie can be read
     chromium.reload()
     await eventually(lambda: "Signed in as viewer" in str(chromium.run("return document.body.innerText")), 20)
+    year = told["expires_at"][:4]
+    assert year in str(chromium.run("return document.body.innerText")), "the login's end"
+    assert "cors.refused" not in (shared_server.folder / "server.log").read_text(), "a page of our own"

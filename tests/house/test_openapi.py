@@ -112,8 +112,17 @@ async def test_the_page_shows_every_call_and_loads_nothing(router: web.UrlDispat
     told, words = openapi.document(router, VERSION), Words()
     words.feed(page(told))
     for path, found in told["paths"].items():
-        assert path in words.text and all(operation["summary"] in words.text for operation in found.values())
+        summaries = [operation["summary"].replace("`", "") for operation in found.values()]
+        assert path in words.text and all(summary in words.text for summary in summaries)
     assert "checksum_sha256" in words.text and words.loads == set()
+
+
+async def test_summaries_are_for_people(router: web.UrlDispatcher) -> None:
+    for path, operations in openapi.document(router, VERSION)["paths"].items():
+        for method, operation in operations.items():
+            summary = operation["summary"]
+            assert not summary.startswith("`") and "Error" not in summary and "(contract" not in summary, (method, path)
+            assert summary.endswith("."), (method, path, summary)
 
 
 def test_both_are_open_and_answers_are_as_they_are_described(server: Server) -> None:
