@@ -1,6 +1,7 @@
 """A campaign of canaries: a word of its own in every input field and DICOM tag, looked for where it has no place.
 
 Left out, for they are told on purpose: the ids of contract §1, UIDs, AE titles, the origin of a page (contract §5).
+Reasons and labels are told in the audit and the lists of operators (contract §4): they are looked for elsewhere only.
 """
 
 import base64
@@ -70,22 +71,26 @@ class Aviary:
 def canaries(folder: Path, seed: int, count: int) -> int:
     """Words in every field; none is in logs, metrics, URLs, problems, events or the audit chain."""
     dice = random.Random(seed)
-    aviary = Aviary(dice)
+    aviary, spoken = Aviary(dice), Aviary(dice)
     hook = '[[webhooks]]\nurl = "http://127.0.0.1:9/"\nsecret = "0123456789abcdef0123"\n'
     server = Server(folder, extra=f"[uploads]\nsync_wait_s = 2\n{hook}").start()
     said: list[requests.Response] = []
     try:
         while aviary.planted < count:
-            for answer in (*_sessions(server, aviary), *_requests(server, aviary), *_objects(server, aviary, dice)):
-                said.append(answer)
+            for answers in (_sessions(server, aviary), _requests(server, aviary), _objects(server, aviary, dice),
+                            _decisions(server, aviary, spoken)):
+                said += answers
         _check_kept(server, aviary)
         for answer in said:
             _check_answer(aviary, answer, seed)
+            _check_answer(spoken, answer, seed)
         _check_told(server, aviary, seed)
+        _check_events(server, spoken, seed)
         sound(server)
     finally:
         server.stop()
-    assert not aviary.found_in((folder / "server.log").read_text()), (seed, aviary.mark)
+    for one in (aviary, spoken):
+        assert not one.found_in((folder / "server.log").read_text()), (seed, one.mark)
     return min(aviary.planted, count)
 
 
@@ -136,6 +141,40 @@ def _sessions(server: Server, aviary: Aviary) -> Iterator[requests.Response]:
     for name in (*order, "patient_birth_date", "scheduled_at", "patient_sex"):
         yield server.api("PUT", f"/orders/o{aviary.planted}/", {**order, name: f"{aviary.word()}{'x' * 400}"})
     yield server.api("POST", "/webhooks/deliveries/1/resend/", {"reason": [aviary.word()]})
+
+
+def _decisions(server: Server, aviary: Aviary, spoken: Aviary) -> Iterator[requests.Response]:
+    """What operators decide, each with a reason; tokens with a label; and all of it misspelt."""
+
+    def reason() -> dict[str, str]:
+        return {"reason": spoken.word()}
+
+    image = server.api("GET", f"/studies/{server.api('GET', '/studies/').json()['results'][0]['study_instance_uid']}/")
+    path = f"/images/{image.json()['series'][0]['images'][0]['id']}"
+    order = f"l{spoken.planted}"
+    steps: list[tuple[str, dict[str, Any]]] = [
+        (f"{path}/link/", {"radiology_order_id": order}), (f"{path}/unlink/", {"radiology_order_id": order}),
+        (f"{path}/reject/", {"code": "113001"}), (f"{path}/restore/", {}),
+    ]  # fmt: skip
+    for held in server.api("GET", "/quarantine/?limit=1").json()["results"]:
+        steps.append((f"/quarantine/{held['id']}/reject/", {}))
+    for target, body in steps:
+        done = server.api("POST", target, {**body, **reason()})
+        assert done.status_code == 200, done.text
+        yield done
+        for name in (*body, "reason", "other"):
+            yield server.api("POST", target, {**body, **reason(), name: {"wrong": aviary.word()}})
+            yield server.api("POST", target, {**body, **reason(), name: f"{aviary.word()}{'x' * 4000}"})
+    minted = server.api("POST", "/tokens/", {"role": "viewer", "label": spoken.word()})
+    assert minted.status_code == 201, minted.text
+    token = minted.json()["token_id"]
+    for name in ("role", "site", "visit_id", "radiology_order_id", "created_by_id", "expires_in_s", "label", "other"):
+        yield server.api("POST", "/tokens/", {"role": "viewer", name: {"wrong": aviary.word()}})
+        yield server.api("POST", "/tokens/", {"role": "viewer", name: f"{aviary.word()} {'x' * 400}"})
+    yield server.api("POST", f"/tokens/{token}/code/", {"code": aviary.word()})
+    yield server.api("DELETE", f"/tokens/{token}/", reason())
+    yield server.api("DELETE", f"/tokens/{aviary.word()}/", reason())
+    yield server.api("POST", "/login/", {"code": aviary.word()})
 
 
 def _requests(server: Server, aviary: Aviary) -> Iterator[requests.Response]:
@@ -240,11 +279,21 @@ def _check_told(server: Server, aviary: Aviary, seed: int) -> None:
     for path in ("/metrics", "/readyz", "/api/v1/webhooks/deliveries", "/api/v1/forward/deliveries", "/openapi.json"):
         told = requests.get(f"{server.url}{path}", headers=server.auth, timeout=30)
         assert told.status_code == 200 and not aviary.found_in(told.text), (seed, path)
-    events = requests.get(f"{server.url}/api/v1/events?after=0", headers=server.auth, timeout=30)
-    assert not aviary.found_in(events.text), seed
+    _check_events(server, aviary, seed)
     with sqlite3.connect(server.folder / "data" / "packhorse.db") as facts:
         rows = facts.execute("SELECT * FROM audit").fetchall()
         bodies = facts.execute("SELECT body, last_error FROM webhook_delivery").fetchall()
     for row in [*rows, *bodies]:
         assert not aviary.found_in(json.dumps(row)), (seed, row)
     assert len(rows) > 10 and bodies
+
+
+def _check_events(server: Server, aviary: Aviary, seed: int) -> None:
+    """What is told to other systems as it happens, page by page, and what is kept for them."""
+    place, more = 0, True
+    while more:
+        told = requests.get(f"{server.url}/api/v1/events?after={place}&limit=500", headers=server.auth, timeout=30)
+        assert told.status_code == 200 and not aviary.found_in(told.text), seed
+        place, more = told.json()["next_after"], told.json()["more"]
+    metrics = requests.get(f"{server.url}/metrics", headers=server.auth, timeout=30)
+    assert not aviary.found_in(metrics.text), seed
