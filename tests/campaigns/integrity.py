@@ -9,6 +9,7 @@ from typing import Any
 
 import requests
 
+from tests import builders
 from tests.alone import keys_file, verify_alone
 from tests.campaigns.soundness import sound
 from tests.server import Server, sha256, upload_metadata
@@ -107,7 +108,7 @@ def damaged_blobs(folder: Path, seed: int, count: int) -> int:
 
 def _stored_and_damaged(server: Server, dice: random.Random) -> Stored:
     client = Client(server)
-    content = dice.randbytes(dice.randrange(2, 20_000))
+    content = _object(dice) if dice.random() < 0.5 else dice.randbytes(dice.randrange(2, 20_000))
     one = Stored(content, client.get(f"{ROOT}/{client.send(content)}/"), dice.random() < 0.5)
     if one.acknowledged:
         for device in ("tab1", "tab2"):
@@ -123,6 +124,13 @@ def _stored_and_damaged(server: Server, dice: random.Random) -> Stored:
     else:
         path.unlink()
     return one
+
+
+def _object(dice: random.Random) -> bytes:
+    """A DICOM object that nobody else has, with a private element of random bytes."""
+    uid = f"1.2.826.0.1.{dice.randrange(10**20)}"
+    private = builders.element(0x29, 0x1001, b"OB", dice.randbytes(2 * dice.randrange(1, 10_000)))
+    return builders.part10(builders.identified(uid, private), sop_instance_uid=uid)
 
 
 def _blob(server: Server, content: bytes) -> Path:
