@@ -13,6 +13,7 @@ from server.auth import Role
 from server.errors import REQUEST_ERRORS, RETRYABLE_FROM_ZERO, SESSION_FAILURES
 from server.sessions.handlers import SessionHandlers
 from server.settings import Settings
+from tests.campaigns.table import CAMPAIGNS
 from tests.routes import routes_of_the_app
 
 ROOT = Path(__file__).parents[2]
@@ -189,3 +190,15 @@ def test_every_metric_and_every_fault_is_documented() -> None:
         assert f"`{name}" in page, name
     for code in re.findall(r'Fault\(\s*"(\w+)"', (ROOT / "server/health.py").read_text()):
         assert f"| `{code}` |" in page, code
+
+
+def test_each_row_of_the_threat_model_names_what_shows_it() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    rows = re.findall(r"^\| .*\|$", text[text.index("|---") :], re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        shown = row.split("|")[-2]
+        tests, campaigns = re.findall(r"`(tests/\S+)`", shown), re.findall(r"campaign `(\w+)`", shown)
+        assert tests or campaigns, row
+        assert all((ROOT / path).exists() for path in tests), row
+        assert {*campaigns} <= {one.__name__ for one in CAMPAIGNS}, row
