@@ -19,12 +19,13 @@ DECLARED = "declared_access"
 class Access:
     """Who may call: any of `roles`, or anybody where it is `open`.
 
-    `heeds_scope`: the handler looks at the visit and order of its caller, so a narrowed token may call. `by_url`:
-    a signed URL is proof enough.
+    `more_for`: an open route tells these more, or others nothing. `heeds_scope`: the handler looks at the visit and
+    order of its caller, so a narrowed token may call. `by_url`: a signed URL is proof enough.
     """
 
     roles: frozenset[Role] = frozenset()
     open: bool = False
+    more_for: frozenset[Role] = frozenset()
     heeds_scope: bool = False
     by_url: bool = False
 
@@ -46,6 +47,11 @@ def allows(*roles: Role, heeds_scope: bool = False, by_url: bool = False) -> Cal
 def is_open(handler: Decorated) -> Decorated:
     """Declare on a handler that anybody may call, without a token."""
     return declares(OPEN)(handler)
+
+
+def is_open_with_more_for(*roles: Role) -> Callable[[Decorated], Decorated]:
+    """Declare on a handler that anybody may call, and that it looks itself for these, whom it tells more."""
+    return declares(Access(open=True, more_for=frozenset(roles)))
 
 
 def declares(access: Declared) -> Callable[[Decorated], Decorated]:

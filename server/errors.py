@@ -48,7 +48,6 @@ REQUEST_ERRORS: dict[str, Meaning] = {
     "invalid_transition": Meaning(409, False, "The session's status does not allow this"),
     "session_conflict": Meaning(409, False, "The session exists with other fields"),
     "order_visit_mismatch": Meaning(409, False, "The order belongs to another visit"),
-    "order_conflict": Meaning(409, False, "The order contradicts what is known"),
     "already_accepted": Meaning(409, False, "It was accepted already"),
     "metadata_immutable": Meaning(409, False, "The metadata was already given and differs"),
     "metadata_required": Meaning(409, False, "The metadata comes first"),

@@ -80,9 +80,9 @@ def _operation(method: str, path: str, handler: Any, described: Described, schem
             for one in described.parameters)],
         "responses": {**_refusals(method, path, described, access), **{
             str(status): _answer(answer, schemas) for status, answer in described.answers.items()}}}
-    if access.open and "unauthorized" in described.refusals:
+    if access.more_for:
         found["security"] = [{"token": []}, {}]
-        found["description"] = "For operators, and where the server lets more in."
+        found["description"] = f"Without a token of {', '.join(sorted(access.more_for))} it tells less, or nothing."
     elif access.open:
         found["security"] = []
     else:

@@ -12,7 +12,7 @@ from aiohttp import web
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from server import gate
-from server.access import Access, is_open
+from server.access import Access, is_open, is_open_with_more_for
 from server.auth import Role
 from server.describing import TEXT, Answer, Described, answered
 from server.errors import RequestError
@@ -77,7 +77,7 @@ class Operating:
         """Alive."""
         return web.json_response({"status": "alive"})
 
-    @is_open
+    @is_open_with_more_for(Role.OPERATOR)
     async def readyz(self, request: web.Request) -> web.Response:
         """Whether to send requests here; what is wrong is for operators."""
         found = await self._readiness.get()
@@ -90,9 +90,9 @@ class Operating:
             body |= {"faults": [asdict(fault) for fault in found.faults], "backlog": found.backlog}
         return web.json_response(body, status=200 if found.ready else 503, headers={"Cache-Control": "no-store"})
 
-    @is_open
+    @is_open_with_more_for(Role.OPERATOR)
     async def metrics(self, request: web.Request) -> web.Response:
-        """Every figure of the whole server, whichever of its processes is asked."""
+        """Every figure of the whole server: for operators, and the addresses of `http.metrics_allow`."""
         await self._check_is_trusted(request)
         page = exposition(await self._services.shared.all(), await self._holdings.get(),
                           self._services.settings.uploads.reserve_bytes, self._version)

@@ -71,25 +71,22 @@ class World:
         self.callers.append(Caller(site, role, scopes.get("visit_id"), scopes.get("radiology_order_id"), token))
 
     def target(self, site: str, visit: str) -> Target:
-        """A stored image, a session that failed, an upload, a token: fresh ones."""
+        """A stored image with its session and its upload, and a token: fresh ones."""
         found, maker = Target(site, visit, f"o{visit}"), self.makers[site].token
         path = ct(self._folder / f"{uuid.uuid4().hex}.dcm")
         content = path.read_bytes()
-        uploads: list[str] = []
-        for name, bytes_ in (("session_id", uuid.uuid4().bytes), ("stored", content)):
-            body = {"file_name": f"{name}.dcm" if name == "stored" else "a.bin", "file_size": len(bytes_)}
-            body |= {"checksum_sha256": sha256(bytes_), "radiology_order_id": found.order}
-            made = self._api(maker, "POST", f"/visits/{visit}/radiology/upload-sessions/create_session/", body)
-            root = f"/upload-sessions/{made['session_id']}"
-            self._api(maker, "POST", f"{root}/upload_metadata/", {})
-            uploads.append(self._api(maker, "POST", f"{root}/upload_binary/", {"resume_from": 0})["upload_url"])
-            found.ids[name] = made["session_id"]
+        body = {"file_name": "a.dcm", "file_size": len(content), "checksum_sha256": sha256(content)}
+        body |= {"radiology_order_id": found.order}
+        made = self._api(maker, "POST", f"/visits/{visit}/radiology/upload-sessions/create_session/", body)
+        root = f"/upload-sessions/{made['session_id']}"
+        self._api(maker, "POST", f"{root}/upload_metadata/", {})
+        upload = self._api(maker, "POST", f"{root}/upload_binary/", {"resume_from": 0})["upload_url"]
         bearer = {"Authorization": f"Bearer {maker}"}
-        assert patch(self.server, uploads[1], content, **bearer).headers["Packhorse-Status"] == "SYNCED"
-        stored = self._api(maker, "GET", f"/upload-sessions/{found.ids['stored']}/")
+        assert patch(self.server, upload, content, **bearer).headers["Packhorse-Status"] == "SYNCED"
+        stored = self._api(maker, "GET", f"{root}/")
         found.ids |= {
-            "upload_id": uploads[1].rsplit("/", 1)[1],
-            "session_id": found.ids["stored"],
+            "upload_id": upload.rsplit("/", 1)[1],
+            "session_id": made["session_id"],
             "visit_id": visit,
             "image_id": str(stored["server_image_id"]),
             "radiology_order_id": found.order,

@@ -16,7 +16,7 @@ from server.auth import Principal, Role
 from server.errors import RequestError
 from server.identity import signatures
 from server.identity.signatures import Signatures
-from storage.records import now, timestamp
+from storage.records import timestamp
 from tests.builders import ct
 from tests.server import Server, create, patch, upload_url
 from tests.support import eventually
@@ -150,6 +150,6 @@ def test_a_url_ends_after_minutes_and_no_later_than_its_token(monkeypatch: pytes
     url, began = ours.signed("/a/b", short), clock[0]
     while not is_over(url):
         clock[0] += 1
-    assert clock[0] - began == 20 and now().year > 2001
+    assert clock[0] - began == 20
     with pytest.raises(RequestError):
         Signatures(b"l" * 32).check("/a/b", url.partition("?signed=")[2])

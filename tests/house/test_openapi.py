@@ -135,6 +135,8 @@ def test_both_are_open_and_answers_are_as_they_are_described(server: Server) -> 
 async def test_who_may_call_is_told_as_the_gate_heeds_it(router: web.UrlDispatcher) -> None:
     paths = openapi.document(router, VERSION)["paths"]
     assert paths["/healthz"]["get"]["security"] == [] and "401" not in paths["/healthz"]["get"]["responses"]
-    assert paths["/files"]["options"]["security"] == []
+    assert paths["/files"]["options"]["security"] == paths["/api/v1/login"]["post"]["security"] == []
+    for path in ("/readyz", "/metrics"):
+        assert paths[path]["get"]["security"] == [{"token": []}, {}] and "operator" in paths[path]["get"]["description"]
     putting = paths["/api/v1/orders/{radiology_order_id}"]["put"]
     assert "operator" in putting["description"] and {"401", "403"} <= set(putting["responses"])
