@@ -21,6 +21,12 @@ def check_sound(tx: Connection, site: str, sha256: str) -> None:
         raise RequestError("bytes_damaged", retry_after_s=DAMAGED_S)
 
 
+def check_verified(tx: Connection, site: str, sha256: str) -> None:
+    """RequestError `readback_failed` while an integrity alarm is open, however lately the bytes were read back."""
+    if blob_rows.is_doubted(tx, site, sha256):
+        raise RequestError("readback_failed", "an integrity alarm is open on these bytes", retry_after_s=DAMAGED_S)
+
+
 class Reads:
     """One row per principal, subject and minute (contract §9); remembers, in this process, what it noted."""
 

@@ -162,7 +162,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
             store, renderer, reads, ImageReceipts(store, signer, readback).receipt, base_url,
             signatures.signed).routes(),
         *OperatorHandlers(
-            Rejection(store, on_restored=lambda: worker.wake("forward")), Quarantine(store, filing)).routes(),
+            Rejection(store, on_restored=lambda: worker.wake("forward")),
+            Quarantine(store, filing, readback.verify)).routes(),
         *OrderHandlers(
             store, OrderService(store, Progress(store), quarantines=quarantines), Inbox(store), image_json,
             base_url, signatures.signed).routes(),

@@ -33,6 +33,7 @@ class Asks(StrEnum):
 
     ACKNOWLEDGE = "acknowledge"
     RECEIPT = "receipt"
+    QUARANTINE = "quarantine"
     FSCK = "fsck"
     SCRUB = "scrub"
 

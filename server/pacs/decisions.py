@@ -69,6 +69,7 @@ DESCRIBED = {
         Parameter("state", "held, accepted, rejected or all"),
         Parameter("limit", "At most so many, up to 500", {"type": "integer", "minimum": 1, "maximum": 500}),
         Parameter("cursor", "The page after, as `next_cursor` said")), refusals=("invalid_field",)),
-    "accept": Described(answered(Held), Decide, (REPEATED,), (*REFUSALS, *FAILURES)),
+    "accept": Described(answered(Held), Decide, (REPEATED,), (
+        *REFUSALS, "readback_failed", "readback_running", *FAILURES)),
     "reject_held": Described(answered(Held), Decide, (REPEATED,), (*REFUSALS, "already_accepted")),
 }

@@ -1,5 +1,6 @@
 """What is held until a person decides: accepted it becomes an image, rejected it stays aside. No session changes."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy import Connection
@@ -9,17 +10,22 @@ from server.errors import RequestError
 from server.filing import Origin
 from server.idempotency import Call, once
 from server.pacs.ingest import Ingester
+from server.reads import check_verified
 from storage import audit, blob_rows, quarantine, sessions
 from storage.records import AuditEntry, Door, QuarantineRecord, QuarantineState, Sha256
 from storage.store import Store
+
+Verify = Callable[[str, str, str, str], Awaitable[None]]
+"""(site, sha256, who asks, on whose behalf): returns once the medium gave the right bytes; see Readback.verify."""
 
 
 class Quarantine:
     """Lists and decides. A decision for the other side of an accepted one is RequestError `already_accepted`."""
 
-    def __init__(self, store: Store, ingester: Ingester) -> None:
+    def __init__(self, store: Store, ingester: Ingester, verify: Verify) -> None:
         self._store = store
         self._ingester = ingester
+        self._verify = verify
 
     async def listing(
         self, state: QuarantineState | None, limit: int, after_id: int, who: Principal
@@ -32,8 +38,14 @@ class Quarantine:
         """The bytes become an image of their own; the live one of their UID is superseded (contract §6).
 
         The session that brought them stays FAILED: its sender was told so, and a new session is a duplicate of this.
+        They have lain there for as long as a person took: they are read back first, for what is filed is never changed.
+        RequestError `readback_failed`, `readback_running`.
         """
         held = await self._store.read(lambda tx: _find(tx, quarantine_id, call))
+        if held.state is QuarantineState.ACCEPTED:
+            return await self._store.write(lambda tx: once(
+                tx, call, {"id": quarantine_id, "accept": reason}, lambda tx: _json(tx, held)))
+        await self._verify(held.site, held.blob_sha256, f"quarantine/{held.id}", "quarantine")
         origin = await self._store.read(lambda tx: _origin(tx, held, call))
         blob = await self._store.read(lambda tx: blob_rows.find(tx, held.site, held.blob_sha256))
         assert blob is not None, "what is held owns its blob"
@@ -42,6 +54,7 @@ class Quarantine:
         def unit(tx: Connection) -> dict[str, Any]:
             present = _find(tx, quarantine_id, call)
             if present.state is not QuarantineState.ACCEPTED:
+                check_verified(tx, present.site, present.blob_sha256)
                 image = self._ingester.accept(tx, inspection, origin).image
                 assert image is not None, "whatever a person accepts is filed"
                 quarantine.decide(tx, present.id, present.state, QuarantineState.ACCEPTED, image.id)

@@ -1,8 +1,9 @@
 """What operators do: reject and restore, accept or reject what is held; and that all of it has one effect."""
 
+import os
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 
 from tests import builders
 from tests.api.test_orders import WHY, actions, announce, image_of, link, sent, token
-from tests.server import Server
+from tests.server import Server, sha256
 
 UIDS = {"SOPInstanceUID": "1.2.3", "StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.1"}
 
@@ -157,6 +158,42 @@ def test_what_is_accepted_is_an_image_of_its_own_that_supersedes_the_other(serve
     told = dict(actions(server, f"quarantine/{waiting['id']}"))
     assert told["quarantine.accepted"]["reason"] == WHY and told["quarantine.accepted"]["image_id"] == new
     assert server.command("fsck").returncode == 0 and server.command("audit", "verify").returncode == 0
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 2)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["a bit", "cut", "removed"])
+@pytest.mark.parametrize("is_known", [False, True], ids=["nobody knows", "alarm open"])
+def test_damaged_bytes_are_not_accepted_until_they_are_sent_again(
+    server: Server, tmp_path: Path, damage: Callable[[Path], None], is_known: bool
+) -> None:
+    first, _, content = conflicting(server, tmp_path)
+    old, quarantine_id = first["server_image_id"], held(server)[0]["id"]
+    damage(next((server.folder / "data/blobs/sealed").rglob(sha256(content))))
+    if is_known:
+        assert server.command("scrub").returncode == 1
+    for _ in range(2):
+        refused = decide(server, quarantine_id, "accept")
+        assert (refused.status_code, refused.json()["code"]) == (503, "readback_failed")
+        assert refused.headers["Retry-After"]
+    assert held(server)[0]["image_id"] is None and server.api("GET", "/images/2/").status_code == 404
+    assert server.api("GET", f"/images/{old}/").json()["superseded_by"] is None
+    (alarm,) = [detail for action, detail in actions(server, f"blob/{sha256(content)}") if action == "integrity.alarm"]
+    assert alarm["found_by"] == ("scrub" if is_known else "quarantine")
+    assert sent(server, content, "9")["error_code"] == "SOP_INSTANCE_CONFLICT"  # the same bytes, whole
+    accepted = decide(server, quarantine_id, "accept")
+    assert accepted.status_code == 200, accepted.text
+    assert server.api("GET", f"/images/{accepted.json()['image_id']}/file").content == content
+    assert server.api("GET", f"/images/{old}/").json()["superseded_by"] == accepted.json()["image_id"]
+    assert server.command("scrub").returncode == server.command("fsck").returncode == 0
 
 
 def test_what_is_rejected_stays_aside_and_may_still_be_accepted(server: Server, tmp_path: Path) -> None:
