@@ -6,7 +6,7 @@ The counts of `fsck` are beside each table; here the same orphans are named, so 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, String, cast, func, select, text
 
 from storage.records import DEFAULT_SITE, Status
 from storage.tables import audit, blob, image, series, session, signing_key
@@ -97,6 +97,16 @@ def stored_sessions_without_rows(tx: Connection) -> list[StoredSession]:
         .where(session.c.status.in_([Status.SYNCED, Status.ACK_RECEIVED]))
         .where(image.c.id.is_(None) | blob.c.sha256.is_(None)))
     return [StoredSession(row.session_id, row.site, row.blob_sha256, row.file_size, row.has_image) for row in rows]
+
+
+def told_of_and_gone(tx: Connection) -> list[str]:
+    """Sessions and images, `image/{id}`, that the audit tells of and that have no row: neither is ever deleted."""
+    made = select(audit.c.subject).distinct()
+    sessions = made.where(audit.c.action == "session.created", ~select(session.c.session_id).where(
+        session.c.session_id == audit.c.subject).exists())
+    images = made.where(audit.c.action == "image.stored", audit.c.subject.not_in(
+        select("image/" + cast(image.c.id, String))))
+    return [str(subject) for query in (sessions, images) for subject in sorted(tx.execute(query).scalars())]
 
 
 def images_without_series(tx: Connection) -> list[LooseImage]:

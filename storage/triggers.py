@@ -1,12 +1,17 @@
 """The one list of triggers that keep history as it was (contract §9). Every migration ends by making them anew.
 
-Facts: on SQLite, INSERT OR REPLACE passes UPDATE and DELETE triggers, so a BEFORE INSERT trigger refuses
-existing keys; Alembic's batch rebuilding of a table drops its triggers in silence.
+Facts: on SQLite, what OR REPLACE takes away passes DELETE triggers, so BEFORE INSERT and BEFORE UPDATE triggers refuse
+whatever would make two rows one: the same primary key, the same rowid, the same values of a UNIQUE index. The number of
+a row goes by three names, and also by that of an INTEGER PRIMARY KEY, whose UPDATE OF does not know the three.
+Alembic's batch rebuilding of a table drops its triggers in silence.
 """
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import Connection, Integer, Table, UniqueConstraint, text
+from sqlalchemy.dialects import sqlite
 
 from storage import tables
 
@@ -24,8 +29,8 @@ IMMUTABLE: dict[Table, frozenset[str]] = {
     tables.blob: frozenset({"site", "sha256", "size_bytes"}),
     tables.image: frozenset({
         "id", "site", "kind", "sop_class_uid", "sop_instance_uid", "study_instance_uid",
-        "series_instance_uid", "blob_sha256", "dataset_sha256", "size_bytes", "door", "stored_at",
-        "patient_id", "issuer_of_patient_id", "accession_number",
+        "series_instance_uid", "transfer_syntax_uid", "blob_sha256", "dataset_sha256", "size_bytes", "door",
+        "stored_at", "patient_id", "issuer_of_patient_id", "accession_number",
     }),
     tables.ack: frozenset({"site", "session_id", "device", "server_image_id", "blob_sha256", "acked_at"}),
     tables.signing_key: frozenset({"kid", "public_jwk", "created_at"}),
@@ -43,6 +48,7 @@ WRITE_ONCE: dict[Table, frozenset[str]] = {
     tables.session: frozenset({
         "visit_id", "radiology_order_id", "file_size", "checksum_sha256", "metadata", "metadata_uploaded_at",
         "synced_at", "ack_received_at", "server_image_id", "duplicate_of", "receipt",
+        "blob_sha256",  # a retry comes to the same: the checksum is written once too
     }),
     tables.upload: frozenset({"length_bytes", "finished_at", "blob_sha256"}),
     tables.image: frozenset({"superseded_by"}),
@@ -55,6 +61,52 @@ WRITE_ONCE: dict[Table, frozenset[str]] = {
 APPEND_ONLY = (tables.audit,)
 NEVER_DELETED = (
     tables.session, tables.audit, tables.ack, tables.image, tables.signing_key, tables.image_receipt)
+
+ROWID = ("rowid", "oid", "_rowid_")
+"""The names of a row's number (SQLite: Rowids and the Rowid Table)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unique:
+    """Columns whose values no two rows may share, among those for which `where` holds."""
+
+    columns: tuple[str, ...]
+    where: str = ""
+
+    def touched(self, table: Table) -> list[str]:
+        """The columns that decide which rows they are."""
+        words = set(re.findall(r"\w+", self.where))
+        return [column.name for column in table.c if column.name in self.columns or column.name in words]
+
+    def taken(self, table: Table, but: str = "") -> str:
+        """The condition on NEW that another row has its values; `but` excludes a row. NULLs are distinct in SQLite."""
+        same = [f"{name} = NEW.{name}" for name in self.columns]
+        there = " AND ".join([*same, *filter(None, [self.where, but])])
+        found = f"EXISTS (SELECT 1 FROM {table.name} WHERE {there})"
+        names = "|".join(column.name for column in table.c)
+        own = re.sub(rf"\b({names})\b", r"NEW.\1", self.where)
+        return f"({own} AND {found})" if own else found
+
+
+def _uniques(table: Table) -> Iterator[_Unique]:
+    """What no two rows of a table may share, the primary key first; the row's number where it is something else."""
+    keys = tuple(column.name for column in table.primary_key)
+    yield _Unique(keys)
+    if not _is_rowid(table):
+        yield _Unique(ROWID[:1])
+    constraints = [tuple(column.name for column in one.columns) for one in table.constraints
+                   if isinstance(one, UniqueConstraint)]
+    yield from map(_Unique, sorted(constraints))
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        if index.unique:
+            where = index.dialect_options["sqlite"]["where"]
+            yield _Unique(tuple(column.name for column in index.columns), str(where) if where is not None else "")
+
+
+def _is_rowid(table: Table) -> bool:
+    """Whether the primary key is the row's number: one column of type INTEGER."""
+    columns = list(table.primary_key)
+    return len(columns) == 1 and isinstance(columns[0].type.dialect_impl(sqlite.dialect()), Integer)
 
 
 def _refuse(name: str, when: str, table: Table, condition: str, why: str) -> tuple[str, str]:
@@ -69,9 +121,10 @@ def sqlite_triggers() -> Iterator[tuple[str, str]]:
         yield _refuse(f"{table.name}_no_update", "BEFORE UPDATE", table, "", f"{table.name} rows never change")
     for table in NEVER_DELETED:
         yield _refuse(f"{table.name}_no_delete", "BEFORE DELETE", table, "", f"{table.name} rows stay")
-        same = " AND ".join(f"{column.name} = NEW.{column.name}" for column in table.primary_key)
-        exists = f"EXISTS (SELECT 1 FROM {table.name} WHERE {same})"
-        yield _refuse(f"{table.name}_no_replace", "BEFORE INSERT", table, exists, f"{table.name} rows stay")
+        taken = " OR ".join(one.taken(table) for one in _uniques(table))
+        yield _refuse(f"{table.name}_no_replace", "BEFORE INSERT", table, taken, f"{table.name} rows stay")
+        if table not in APPEND_ONLY:
+            yield from _no_replace_by_update(table)
     for table, columns in IMMUTABLE.items():
         for column in sorted(columns):
             yield _refuse(
@@ -85,6 +138,17 @@ def sqlite_triggers() -> Iterator[tuple[str, str]]:
                 f"OLD.{column} IS NOT NULL AND NEW.{column} IS NOT OLD.{column}",
                 f"{table.name}.{column} is written once",
             )
+
+
+def _no_replace_by_update(table: Table) -> Iterator[tuple[str, str]]:
+    """No row takes the number of another, nor values that are another's alone."""
+    yield _refuse(f"{table.name}_no_move", f"BEFORE UPDATE OF {', '.join(ROWID)}", table,
+                  "NEW.rowid IS NOT OLD.rowid", f"{table.name} rows stay")
+    for one in _uniques(table):
+        movable = [name for name in one.touched(table) if name not in IMMUTABLE[table]]
+        if movable:
+            yield _refuse(f"{table.name}_{one.columns[-1]}_no_replace", f"BEFORE UPDATE OF {', '.join(movable)}", table,
+                          one.taken(table, but="rowid IS NOT OLD.rowid"), f"{table.name} rows stay")
 
 
 def create_triggers(tx: Connection) -> None:

@@ -1,9 +1,10 @@
 """What `fsck` finds that does not hang together, case by case, and the remedy where there is a safe one.
 
-Contract §6 counts four orphans; files that no row names are the fifth thing. Blobs whose file is gone or cut raise the
-alarm as soon as they are counted (server/integrity), which sending the file again closes. No remedy takes the last copy
-of anything away: sealed bytes are freed by clean-up only, a day after nobody owns them, and a stored session stays
-stored, with the alarm raised. What can be mended in two ways is named, and left to a person. Each remedy is audited.
+Contract §6 counts four orphans; files that no row names, and rows that are gone though the audit tells of them, come on
+top. Blobs whose file is gone or cut raise the alarm as soon as they are counted (server/integrity), which sending the
+file again closes. No remedy takes the last copy of anything away: sealed bytes are freed by clean-up only, a day after
+nobody owns them, and a stored session stays stored, with the alarm raised. What can be mended in two ways is named, and
+left to a person. Each remedy is audited.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,6 +40,7 @@ class Kind(StrEnum):
     SESSION_WITHOUT_IMAGE = "stored session without its image"
     IMAGE_WITHOUT_SERIES = "image without series"
     LIVE_TWINS = "two live images"
+    GONE = "row that the audit tells of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Case:
 
     @property
     def is_orphan(self) -> bool:
-        """Whether it is one of the four that must be zero; files that no row names yet come and go."""
+        """Whether it is never as it should be; files that no row names yet come and go."""
         return self.kind is not Kind.FILE_WITHOUT_ROW
 
 
@@ -79,6 +81,9 @@ class Repairer:
             yield self._loose(loose)
         for twins in await self._store.read(inventory.live_twins):
             yield self._twins(twins)
+        for subject in await self._store.read(inventory.told_of_and_gone):
+            yield Case(Kind.GONE, subject, "a person: somebody opened the lock on history, for no such row is ever "
+                       "deleted: run packhorse audit verify, find out who it was, and restore a backup", None)
         for site, sha256 in sizes.keys() - rows:
             yield await self._without_row(sealed(site, sha256))
 

@@ -128,6 +128,16 @@ def test_a_stored_session_without_its_image_is_named_for_a_person(folder: Path) 
     assert told.returncode == 1 and "stored session without its image" in told.stdout and "a person" in told.stdout
 
 
+def test_a_session_and_an_image_that_only_the_audit_tells_of_are_named(folder: Path) -> None:
+    (session_id,) = asked(folder, "SELECT session_id FROM session WHERE file_name = 'a.bin'")[0]
+    execute(folder, f"DELETE FROM session WHERE session_id = '{session_id}'", drop="session_")
+    execute(folder, "DELETE FROM image WHERE id = 1", drop="image_")
+    told = packhorse(folder, "fsck", "--repair")
+    assert told.returncode == 1 and "audit verify" in told.stdout
+    for subject in (session_id, "image/1"):
+        assert f"row that the audit tells of: {subject}: a person" in told.stdout
+
+
 def test_an_image_without_series_gets_it_again_from_its_own_header(folder: Path) -> None:
     before = asked(folder, "SELECT id, study_id, series_instance_uid, attributes FROM series")
     execute(folder, "DELETE FROM series")
@@ -149,7 +159,8 @@ def twins(folder: Path, dataset: str) -> None:
     columns = [str(row[0]) for row in asked(folder, "SELECT name FROM pragma_table_info('image')") if row[0] != "id"]
     values = [f"'{dataset}'" if name == "dataset_sha256" and dataset else name for name in columns]
     execute(folder, "DROP INDEX uq_image_live",
-            f"INSERT INTO image ({', '.join(columns)}) SELECT {', '.join(values)} FROM image WHERE kind = 'dicom'")
+            f"INSERT INTO image ({', '.join(columns)}) SELECT {', '.join(values)} FROM image WHERE kind = 'dicom'",
+            drop="image_no_replace")
 
 
 def test_two_live_images_of_one_data_set_become_one(folder: Path) -> None:
