@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from server.linking import flags_of
-from storage import orders
+from storage import blob_rows, orders
 from storage.records import ImageRecord
 
 Sign = Callable[[str], str]
@@ -14,8 +14,9 @@ Sign = Callable[[str], str]
 
 
 def image_json(tx: Connection, image: ImageRecord, base_url: str, sign: Sign) -> dict[str, Any]:
-    """An image; `size` in bytes, `bytes` says where they are."""
+    """An image; `size` in bytes, `bytes` says where they are; the flag `damaged`: an integrity alarm is open."""
     linked = orders.of_image(tx, image.id)
+    damaged = ["damaged"] if blob_rows.is_doubted(tx, image.site, image.blob_sha256) else []
     path = f"/api/v1/images/{image.id}"
     root = base_url + path
     links = {"self": f"{root}/", "file": f"{root}/file", "receipt": f"{root}/receipt"}
@@ -28,7 +29,7 @@ def image_json(tx: Connection, image: ImageRecord, base_url: str, sign: Sign) ->
         "series_instance_uid": image.series_instance_uid, "transfer_syntax_uid": image.transfer_syntax_uid,
         "file_sha256": image.blob_sha256, "dataset_sha256": image.dataset_sha256, "size": image.size_bytes,
         "instance_number": image.instance_number, "number_of_frames": image.number_of_frames,
-        "orders": [order.radiology_order_id for order in linked], "flags": flags_of(image, linked),
+        "orders": [order.radiology_order_id for order in linked], "flags": flags_of(image, linked) + damaged,
         "superseded_by": image.superseded_by, "rejection_code": image.rejection_code, "rejected_at": image.rejected_at,
         "bytes": "here", "stored_at": image.stored_at, "door": image.door, "links": links,
     }

@@ -3,10 +3,11 @@
 from sqlalchemy import Connection
 
 from server.auth import Principal
+from server.reads import check_verified
 from server.sessions.creation import may_see
 from server.sessions.receipts import Signer, image_claims
 from server.sessions.service import ReadsBack
-from storage import audit, receipts, sessions
+from storage import audit, blob_rows, receipts, sessions
 from storage.records import AuditEntry, ImageRecord, timestamp
 from storage.store import Store
 
@@ -22,16 +23,22 @@ class ImageReceipts:
     async def receipt(self, image: ImageRecord, who: Principal, peer: str | None) -> str:
         """The receipt of a session that `who` may see; else the image's own, for which its blob is read back first.
 
+        So it is while an alarm is open: whoever gets a receipt of an image may take it for word that the image is here.
         RequestError `readback_failed`, `readback_running`.
         """
-        known = await self._store.read(lambda tx: _of_session(tx, image, who) or receipts.find(tx, image.id))
-        if known is not None:
+        def look(tx: Connection) -> tuple[str | None, bool]:
+            known = _of_session(tx, image, who) or receipts.find(tx, image.id)
+            return known, blob_rows.is_doubted(tx, image.site, image.blob_sha256)
+
+        known, doubted = await self._store.read(look)
+        if known is not None and not doubted:
             return known
         await self._readback.verify(image.site, image.blob_sha256, f"image/{image.id}", "receipt")
         verified_at = timestamp()
 
         def unit(tx: Connection) -> str:
-            signed = receipts.find(tx, image.id)
+            check_verified(tx, image.site, image.blob_sha256)
+            signed = known or receipts.find(tx, image.id)
             if signed is None:
                 position = audit.append(tx, AuditEntry(
                     image.site, "image.receipt", who.name, f"image/{image.id}", peer,

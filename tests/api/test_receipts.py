@@ -194,6 +194,26 @@ def test_nothing_is_signed_for_bytes_that_are_damaged(server: Server, tmp_path: 
     assert server.api("GET", "/images/1/receipt").status_code == 200
 
 
+def test_a_receipt_of_before_is_not_given_for_an_image_while_an_alarm_is_open(server: Server, content: bytes) -> None:
+    session = stored(server, content)
+    image = f"/images/{session['server_image_id']}"
+    told = server.api("GET", f"{image}/receipt")
+    assert told.status_code == 200 and server.api("GET", f"{image}/").json()["flags"] == []
+    blob = next((server.folder / "data/blobs/sealed").rglob(sha256(content)))
+    blob.write_bytes(content[:-1])
+    assert server.command("fsck").returncode == 1
+    for _ in range(2):
+        refused = server.api("GET", f"{image}/receipt")
+        assert (refused.status_code, refused.json()["code"]) == (503, "readback_failed")
+    assert server.api("GET", f"{image}/").json()["flags"] == ["damaged"]
+    shown = server.api("GET", f"/upload-sessions/{session['session_id']}/").json()
+    assert shown["images"][0]["flags"] == ["damaged"] and shown["safe_to_delete_local"] is False
+    assert receipt_of(server, session) == told.json()["receipt"]  # what was said of the session once was true then
+    blob.write_bytes(content)  # as from a backup: asking reads it
+    assert server.api("GET", f"{image}/receipt").json() == told.json()
+    assert server.api("GET", f"{image}/").json()["flags"] == []
+
+
 def test_who_may_see_an_image_may_see_its_receipt_and_an_auditor_too(server: Server, content: bytes) -> None:
     session = stored(server, content)
     path = f"/images/{session['server_image_id']}/receipt"
