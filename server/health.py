@@ -65,7 +65,8 @@ async def readiness(store: Store, disk: Path, reserve_bytes: int, head_fault: st
 
 def _trigger(name: str) -> Fault:
     return Fault("trigger_gone", f"the trigger {name} is gone",
-                 "somebody opened the lock on history: find out who, and run packhorse audit verify", stops=True)
+                 "somebody opened the lock on history: find out who, and run packhorse audit verify; then "
+                 "packhorse fsck --repair makes it anew", stops=True)
 
 
 async def _writer(store: Store) -> Fault | None:
@@ -115,7 +116,7 @@ def _alarms(count: int) -> Fault | None:
     if not count:
         return None
     return Fault("integrity_alarms", f"the stored bytes of {count} files are damaged or missing",
-                 "whoever still has a copy sends it again, which repairs; look at the disk")
+                 "packhorse scrub --list names them: whoever still has a copy sends it again; look at the disk")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,58 @@
 """Units of work on what is known of stored bytes: when they were read, whether they are doubted, who waits for a read.
 
 An alarm opens when a full reading finds other bytes than were stored. It closes when a later one finds the right bytes,
-or when the same bytes are sealed anew; each is an audit row that names the blob's images and sessions. Touches no byte.
+or when the same bytes are sealed anew; each is an audit row that names what refers to the blob. Touches no byte.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from storage import audit
 from storage.records import AuditEntry, BlobRecord, timestamp
-from storage.tables import blob, image, readback_wait, session
+from storage.tables import arrival, blob, image, quarantine, readback_wait, session
 
 ALARM, REPAIRED = "integrity.alarm", "integrity.repaired"
 MOST_NAMED = 100
-"""Of a blob's images and of its sessions, in an audit row."""
+"""Of each kind of a blob's owners, in an audit row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An object that came by a door without sessions: from whom, which, and the image that it is, or is the same as."""
+
+    calling: str | None
+    sop_instance_uid: str | None
+    image_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """What refers to a blob, at most MOST_NAMED of each: ids and AE titles, nothing of patients."""
+
+    images: list[int]
+    sessions: list[str]
+    arrivals: list[Arrived]
+    quarantined: list[int]
+
+    def detail(self) -> dict[str, Any]:
+        """As an audit row tells it: whom an event concerns always, the others where there are some."""
+        arrivals = [{"calling": one.calling, "sop_instance_uid": one.sop_instance_uid, "image_id": one.image_id}
+                    for one in self.arrivals]
+        others = {"arrivals": arrivals, "quarantine_ids": self.quarantined}
+        return {"image_ids": self.images, "session_ids": self.sessions,
+                **{name: found for name, found in others.items() if found}}
+
+    def __str__(self) -> str:
+        named = [*(f"image {one}" for one in self.images), *(f"session {one}" for one in self.sessions),
+                 *(f"quarantine {one}" for one in self.quarantined), *map(_arrived, self.arrivals)]
+        return ", ".join(named) or "nothing refers to it"
+
+
+def _arrived(one: Arrived) -> str:
+    is_image = f" as image {one.image_id}" if one.image_id is not None else ""
+    return f"arrival of {one.sop_instance_uid} from {one.calling}{is_image}"
 
 
 def subject_of(sha256: str) -> str:
@@ -60,18 +98,22 @@ def _close(tx: Connection, site: str, sha256: str, since: str, how: str) -> None
 
 
 def _note(tx: Connection, action: str, site: str, sha256: str, outcome: str, **detail: str) -> None:
-    images, sessions = owners(tx, site, sha256)
     audit.append(tx, AuditEntry(site, action, subject=subject_of(sha256), outcome=outcome, detail={
-        "sha256": sha256, "image_ids": images, "session_ids": sessions, **detail}))
+        "sha256": sha256, **owners(tx, site, sha256).detail(), **detail}))
 
 
-def owners(tx: Connection, site: str, sha256: str) -> tuple[list[int], list[str]]:
-    """The ids of a blob's images and of its sessions, at most MOST_NAMED of each."""
-    images = tx.execute(select(image.c.id).where(
-        image.c.site == site, image.c.blob_sha256 == sha256).order_by(image.c.id).limit(MOST_NAMED))
-    sessions = tx.execute(select(session.c.session_id).where(
-        session.c.site == site, session.c.blob_sha256 == sha256).order_by(session.c.session_id).limit(MOST_NAMED))
-    return list(images.scalars()), list(sessions.scalars())
+def owners(tx: Connection, site: str, sha256: str) -> Owners:
+    """What refers to a blob, so that its damage concerns somebody."""
+    def of(column: Any) -> list[Any]:  # a column of any type, of a table whose rows name a blob
+        table = column.table
+        return list(tx.execute(select(column).where(
+            table.c.site == site, table.c.blob_sha256 == sha256).order_by(column).limit(MOST_NAMED)).scalars())
+
+    arrivals = tx.execute(
+        select(arrival.c.calling, arrival.c.sop_instance_uid, arrival.c.image_id).distinct()
+        .where(arrival.c.site == site, arrival.c.blob_sha256 == sha256)
+        .order_by(arrival.c.calling, arrival.c.sop_instance_uid, arrival.c.image_id).limit(MOST_NAMED))
+    return Owners(of(image.c.id), of(session.c.session_id), [Arrived(*row) for row in arrivals], of(quarantine.c.id))
 
 
 def alarms(tx: Connection) -> list[BlobRecord]:

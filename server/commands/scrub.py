@@ -1,4 +1,4 @@
-"""`packhorse scrub`: every stored file is read again, beside a running server. Mends nothing."""
+"""`packhorse scrub`: every stored file is read again, or open alarms are listed, beside a server. Mends nothing."""
 
 from typing import Annotated
 
@@ -19,9 +19,16 @@ def scrub(
     config_file: ConfigOption = None,
     mib_per_s: Annotated[float | None, typer.Option(
         min=0.001, help="How fast at most; else integrity.scrub_mib_per_s.")] = None,
+    lists: Annotated[bool, typer.Option("--list", help="Read nothing: only list the open alarms.")] = False,
 ) -> None:
     """Read every blob again and compare its SHA-256; exit 1 when any is damaged. May be stopped, and goes on then."""
     settings = config.load(config_file)
+    if lists:
+        known = with_store(settings, lambda store: store.read(_alarms))
+        for alarm in known:
+            out.print(alarm)
+        out.print(f"{len(known)} open alarms")
+        raise typer.Exit(1 if known else 0)
 
     async def work(store: Store) -> tuple[Scrubbed, list[str]]:
         rate = mib_per_s if mib_per_s is not None else settings.integrity.scrub_mib_per_s
@@ -37,9 +44,5 @@ def scrub(
 
 def _alarms(tx: Connection) -> list[str]:
     """A line for each blob that is doubted, whoever found that."""
-    lines = []
-    for one in integrity.alarms(tx):
-        images, sessions = integrity.owners(tx, one.site, one.sha256)
-        named = ", ".join([*(f"image {image}" for image in images), *(f"session {session}" for session in sessions)])
-        lines.append(f"blob {one.sha256} of site {one.site}: {one.alarm} ({named or 'nothing refers to it'})")
-    return lines
+    return [f"blob {one.sha256} of site {one.site}: {one.alarm} ({integrity.owners(tx, one.site, one.sha256)})"
+            for one in integrity.alarms(tx)]

@@ -226,6 +226,45 @@ async def test_the_server_scrubs_by_itself_and_again_after_the_time_that_is_set(
     assert "Traceback" not in (server.folder / "server.log").read_text()
 
 
+def test_open_alarms_are_listed_without_reading_and_by_whose_they_are(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server").start()
+    try:
+        content = uuid.uuid4().bytes
+        session = stored(server, content)
+        path = blob_of(server, content)
+        flip(path)
+        told = server.command("scrub", "--list")
+        assert (told.returncode, told.stdout) == (0, "0 open alarms\n")  # nobody has found it
+        assert server.command("scrub").returncode == 1
+        path.write_bytes(content)
+        told = server.command("scrub", "--list")
+        assert told.returncode == 1 and told.stdout.splitlines()[-1] == "1 open alarms"  # put back, and not yet read
+        assert f"(image {session['server_image_id']}, session {session['session_id']})" in told.stdout
+        assert [one["blobs"] for one in audited(server, "integrity.scrubbed")] == [1]
+        assert server.command("scrub").returncode == server.command("scrub", "--list").returncode == 0
+    finally:
+        server.stop()
+
+
+@pytest.mark.peers
+def test_an_alarm_on_what_only_an_arrival_holds_names_its_sender_and_its_object(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server").start()
+    try:
+        path = builders.ct(tmp_path / "a.dcm", SOPInstanceUID="1.2.826.77")
+        assert stored(server, path.read_bytes(), file_name="a.dcm")["server_image_id"] == 1
+        assert status_of(storescu(server.dicom_port, path, "1.2.840.10008.1.2.1")) == 0  # another file, one data set
+        own = sha256(path.read_bytes())
+        blobs = [one for one in (server.folder / "data/blobs/sealed").rglob("*") if one.is_file()]
+        (of_arrival,) = [one for one in blobs if one.name != own]
+        flip(of_arrival)
+        told = server.command("scrub")
+        assert told.returncode == 1 and "arrival of 1.2.826.77 from STORESCU as image 1" in told.stdout
+        (alarm,) = audited(server, "integrity.alarm")
+        assert alarm["arrivals"] == [{"calling": "STORESCU", "sop_instance_uid": "1.2.826.77", "image_id": 1}]
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize("words", [("--mib-per-s", "0"), ("--mib-per-s", "-1"), ("--mib-per-s", "fast")])
 def test_a_pace_that_is_none_is_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
     told = Server(tmp_path).command("scrub", *words)

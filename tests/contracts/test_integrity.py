@@ -18,7 +18,7 @@ from server.integrity.readback import Readback
 from server.integrity.scrub import MIB, Scrubber
 from server.tus.locks import MachineLocks
 from server.worker import Tasks
-from storage import audit, blob_rows, integrity
+from storage import audit, blob_rows, instances, integrity, quarantine
 from storage.backends import migrate
 from storage.blobs.base import OnRead, Piece, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
@@ -256,6 +256,27 @@ async def test_each_damage_is_an_alarm_in_words_raised_once(
     assert rows[0]["detail"] == {
         "sha256": sha256, "image_ids": [], "session_ids": [], "damage": found.alarm, "found_by": "acknowledge"
     }  # fmt: skip
+
+
+async def test_an_alarm_on_what_only_an_arrival_or_the_quarantine_holds_says_whose_it_is(
+    store: Store, blobs: GatedBlobs, checker: Checker
+) -> None:
+    sha256 = await keep(store)
+    for _ in range(2):  # the same again is named once
+        await store.write(lambda tx: instances.add_arrival(
+            tx, site="default", door="dimse", calling="CT1", sop_instance_uid="1.2.3", blob_sha256=sha256, image_id=7,
+            outcome="STORED"))
+    held = await store.write(lambda tx: quarantine.hold(
+        tx, "default", blob_sha256=sha256, reason="PATIENT_MISMATCH", sop_instance_uid="1.2.3", conflicts_with=None,
+        session_id=None, radiology_order_id=None, door="dimse"))
+    file_of(blobs, sha256).unlink()
+    assert not await checker.check("default", sha256, Asks.SCRUB)
+    (alarm,) = await store.read(lambda tx: audit.of_subject(tx, f"blob/{sha256}"))
+    assert alarm["detail"]["arrivals"] == [{"calling": "CT1", "sop_instance_uid": "1.2.3", "image_id": 7}]
+    assert alarm["detail"]["quarantine_ids"] == [held] and alarm["detail"]["image_ids"] == []
+    told = str(await store.read(lambda tx: integrity.owners(tx, "default", sha256)))
+    assert told == f"quarantine {held}, arrival of 1.2.3 from CT1 as image 7"
+    assert str(await store.read(lambda tx: integrity.owners(tx, "other", sha256))) == "nothing refers to it"
 
 
 async def test_what_cannot_be_read_is_an_alarm_but_not_what_this_process_lacks(
