@@ -14,7 +14,7 @@ import uvloop
 from sqlalchemy.exc import DBAPIError
 
 from server import config
-from server.commands import audit, checks, doctor, keeping, keys, scrub, tls, tokens, webhook
+from server.commands import audit, checks, doctor, fsck, keeping, keys, scrub, tls, tokens, webhook
 from server.commands.terminal import ConfigOption, errors, make_private, out
 from server.errors import AppError, ConfigurationError
 from server.kinds import ALL, Kind
@@ -135,7 +135,7 @@ def config_check(config_file: ConfigOption = None) -> None:
     out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")
 
 
-COMMANDS = (doctor.doctor, checks.fsck, scrub.scrub, keeping.backup, keeping.restore)
+COMMANDS = (doctor.doctor, fsck.fsck, scrub.scrub, keeping.backup, keeping.restore)
 for command in COMMANDS:  # here, so that help names serving first
     app.command()(command)
 app.command("rebuild-index")(keeping.rebuild_index)

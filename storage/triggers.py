@@ -158,6 +158,16 @@ def create_triggers(tx: Connection) -> None:
         tx.execute(text(statement))
 
 
+def make_missing(tx: Connection) -> list[str]:
+    """Make anew what `missing_triggers` names; gives the names."""
+    missing = missing_triggers(tx)
+    for name, statement in sqlite_triggers():
+        if name in missing:
+            tx.execute(text(f"DROP TRIGGER IF EXISTS {name}"))
+            tx.execute(text(statement))
+    return missing
+
+
 def missing_triggers(tx: Connection) -> list[str]:
     """The names of triggers that are gone or that differ from the list: somebody opened the lock."""
     present = {row.name: row.sql for row in tx.execute(

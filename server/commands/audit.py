@@ -72,6 +72,18 @@ def export(
     with_store(settings, work)
 
 
+def fault_of_chain(settings: Settings) -> str | None:
+    """What is wrong with the chain, or with the signed head that the server keeps; None when all is well."""
+    keys = with_store(settings, published_keys)
+    try:
+        report, known = _walk(settings, [], keys, own_head=True)
+    except AppError as error:
+        return error.detail
+    if report.fault:
+        return f"after {report.rows} good rows: {report.fault}"
+    return f"the signed head {settings.audit_head_path} is gone" if known is None and keys else None
+
+
 def _walk(settings: Settings, anchors: list[Anchor], keys: Keys, *, own_head: bool) -> tuple[ChainReport, Head | None]:
     """Walk, and again where the server renewed its head meanwhile and something seemed wrong."""
     path = settings.audit_head_path

@@ -55,7 +55,8 @@ def triggers(tx: Connection) -> Iterator[Finding]:
     dropped = missing_triggers(tx)
     for name in dropped:
         yield wrong("triggers", f"{name} is gone or changed: somebody opened the lock",
-                    "run packhorse audit verify with receipts from outside, find out who it was, restore a backup")
+                    "run packhorse audit verify with receipts from outside, and find out who it was; then "
+                    "packhorse fsck --repair makes it anew, or restore a backup from before")
     if not dropped:
         yield fine("triggers", "all are there")
 

@@ -83,6 +83,7 @@ def test_a_dropped_trigger_is_wrong(stopped: Server) -> None:
         database.execute("DROP TRIGGER audit_no_update")
     status, found = examined(stopped.folder)
     assert status == 1 and "audit_no_update" in found["triggers"][0]["what"]
+    assert "fsck --repair" in found["triggers"][0]["remedy"]
 
 
 def test_a_chain_that_lost_its_end_is_wrong_and_so_is_a_head_that_is_gone(stopped: Server) -> None:

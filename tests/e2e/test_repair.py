@@ -8,9 +8,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import requests
 
+from storage.triggers import sqlite_triggers
 from tests import builders
 from tests.server import Server, create, packhorse, patch, sha256, upload_url
+from tests.support import eventually
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,53 @@ def noted(folder: Path) -> int:
 def test_a_sound_store_is_left_alone(folder: Path) -> None:
     told = packhorse(folder, "fsck", "--repair")
     assert told.returncode == 0 and noted(folder) == 0 and "repair" not in told.stdout
+
+
+def triggers(folder: Path) -> dict[object, object]:
+    rows = asked(folder, "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    return {row[0]: row[1] for row in rows}
+
+
+def made_anew(folder: Path) -> list[tuple[object, ...]]:
+    return asked(folder, "SELECT outcome, detail FROM audit WHERE action = 'audit.triggers_made'")
+
+
+async def test_triggers_that_are_gone_or_changed_are_made_anew_beside_a_running_server(folder: Path) -> None:
+    server = Server(folder).start()
+    try:
+        execute(folder, "CREATE TRIGGER ack_no_delete BEFORE DELETE ON ack BEGIN SELECT 1; END", drop="ack_no_delete")
+        execute(folder, drop="session_no")
+        await eventually(lambda: requests.get(f"{server.url}/readyz", timeout=10).status_code == 503)
+        told = server.command("fsck")
+        assert told.returncode == 1 and "session_no_delete: find out who" in told.stdout and not made_anew(folder)
+        told = server.command("fsck", "--repair")
+        assert told.returncode == 0 and "ack_no_delete: done" in told.stdout, told.stdout
+        assert triggers(folder) == dict(sqlite_triggers())
+        ((outcome, detail),) = made_anew(folder)
+        assert outcome == "ok" and "session_no_replace" in str(detail) and '"chain":"whole"' in str(detail)
+        await eventually(lambda: requests.get(f"{server.url}/readyz", timeout=10).status_code == 200)
+        assert server.command("fsck", "--repair").returncode == 0 and len(made_anew(folder)) == 1
+        assert create(server, b"another file", file_name="b.bin")["session_id"]
+    finally:
+        server.stop()
+    with pytest.raises(sqlite3.IntegrityError, match="stay"):
+        execute(folder, "DELETE FROM session")
+    assert packhorse(folder, "audit", "verify").returncode == 0
+
+
+@pytest.mark.parametrize("how", ["changed", "no head"])
+def test_triggers_are_made_anew_also_where_the_chain_is_bad_and_the_audit_says_so(folder: Path, how: str) -> None:
+    if how == "changed":
+        execute(folder, "UPDATE audit SET actor = 'nobody' WHERE seq = 2", drop="audit_")
+    else:
+        execute(folder, drop="audit_")
+        (folder / "data" / "audit-head.jws").unlink()
+    told = packhorse(folder, "fsck", "--repair")
+    words = "row 2 was changed" if how == "changed" else "is gone"
+    assert told.returncode == 1 and "the audit chain is bad" in told.stdout and words in told.stdout
+    assert triggers(folder) == dict(sqlite_triggers())
+    ((outcome, detail),) = made_anew(folder)
+    assert outcome == "chain_bad" and words in str(detail)
 
 
 def test_a_blob_without_owner_loses_its_row_and_its_bytes_stay_for_clean_up(folder: Path) -> None:
