@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select, text
 
 from storage.records import DEFAULT_SITE, Status
-from storage.tables import audit, blob, image, series, session, signing_key
+from storage.tables import arrival, audit, blob, image, series, session, signing_key
 
 AT_ONCE = 1000
 
@@ -21,6 +21,11 @@ class KeptBlob:
     site: str
     sha256: str
     size_bytes: int
+
+    @property
+    def name(self) -> str:
+        """How people are told of it."""
+        return f"{self.site}/{self.sha256}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,14 @@ def live_twins(tx: Connection) -> list[Twins]:
             image.c.site == site, image.c.sop_instance_uid == uid, *live).order_by(image.c.id))
         found.append(Twins(site, uid, tuple((row.id, row.dataset_sha256) for row in images)))
     return found
+
+
+def callers_of(tx: Connection, site: str, sha256: str) -> list[tuple[str, str]]:
+    """(AE title, address) of those who sent these bytes by C-STORE, in the order of their titles."""
+    rows = tx.execute(select(arrival.c.calling, arrival.c.peer).distinct().where(
+        arrival.c.site == site, arrival.c.blob_sha256 == sha256, arrival.c.calling.is_not(None))
+        .order_by(arrival.c.calling, arrival.c.peer).limit(AT_ONCE))
+    return [(row.calling, row.peer or "") for row in rows]
 
 
 def refused_associations(tx: Connection, since: str, limit: int = 20) -> list[tuple[str, str, str]]:

@@ -34,6 +34,7 @@ class Asks(StrEnum):
     ACKNOWLEDGE = "acknowledge"
     RECEIPT = "receipt"
     FSCK = "fsck"
+    BACKUP = "backup"
     SCRUB = "scrub"
 
 
