@@ -54,6 +54,8 @@ class Doctor:
                 yield holdings.audit_head(self._head_fault(tx))
                 yield from holdings.clocks(tx, machine.is_serving(self._settings))
                 yield from holdings.keys(tx, self._settings)
+                yield from holdings.alarms(tx)
+                yield from holdings.waiting_jobs(tx, machine.is_serving(self._settings))
                 yield from holdings.refused_callers(tx)
         except StorageError as error:
             yield holdings.unreadable(error, path)

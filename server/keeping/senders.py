@@ -7,7 +7,7 @@ from storage import integrity, inventory
 SHOWN = 5
 """Of each, so that a line stays one that can be read."""
 SEND_AGAIN = "have it sent again"
-PUT_BACK = f"{SEND_AGAIN}, or put the file back from a backup, then run packhorse scrub"
+SEND_AGAIN_OR_PUT_BACK = f"{SEND_AGAIN}, or put the file back from a backup, then run packhorse scrub"
 
 
 def whose(tx: Connection, site: str, sha256: str) -> str:
