@@ -17,6 +17,8 @@ import requests
 from cryptography import x509
 from tusclient.client import TusClient
 
+from server.authority import host_of
+from server.errors import ConfigurationError
 from tests.server import Server, create, packhorse, patch, sha256, upload_metadata, upload_url
 from tests.support import eventually
 
@@ -185,6 +187,53 @@ def test_a_certificate_that_cannot_be_used_is_told_with_exit_2(tmp_path: Path, c
         assert refused.returncode == 2 and told in refused.stderr, refused.stderr
 
 
-def test_a_host_that_is_none_is_told(tmp_path: Path) -> None:
-    refused = packhorse(tmp_path, "tls", "init", "--host", "a" * 70 + ".example")
-    assert refused.returncode == 1 and "--host" in refused.stderr
+NO_HOSTS = {
+    "neither the name": ["a" * 70 + ".example", "bad host!", "", "*", "a..b", "-a.example", "a_b", "10.1.2.300",
+                         "a.*.example", "a" * 50 + (".a" * 110), "images.clinic.example/", "host."],
+    "the name only": ["https://images.clinic.example", "images.clinic.example:8443"],
+}
+
+
+def test_a_host_that_is_none_is_told_and_the_good_certificate_stays(tmp_path: Path) -> None:
+    assert packhorse(tmp_path, "tls", "init", "--host", "*.Clinic.example", "--host", "2001:db8::1").returncode == 0
+    before = (tmp_path / "data" / "tls" / "server.crt").read_bytes()
+    names = x509.load_pem_x509_certificate(before).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert names.value.get_values_for_type(x509.DNSName) == ["*.clinic.example", "localhost"]
+    for words, texts in NO_HOSTS.items():
+        refused = packhorse(tmp_path, "tls", "init", f"--host={texts[0]}")
+        assert refused.returncode == 2 and words in refused.stderr and len(refused.stderr.splitlines()) == 1
+        for text in texts:
+            with pytest.raises(ConfigurationError, match=words):
+                host_of(text)
+    assert (tmp_path / "data" / "tls" / "server.crt").read_bytes() == before
+
+
+def test_where_nothing_is_yet_a_host_that_is_none_makes_nothing(tmp_path: Path) -> None:
+    assert packhorse(tmp_path, "tls", "init", "--host", "bad host!").returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_renewal_without_names_keeps_those_of_before(one: Server) -> None:
+    before = serial(one)
+    renewed = one.command("tls", "init")
+    assert renewed.returncode == 0 and "images.clinic.example" in renewed.stdout, renewed.stdout
+    assert "No longer in it" not in renewed.stdout and one.process is not None
+    one.process.send_signal(signal.SIGHUP)
+    await eventually(lambda: serial(one) != before)  # for images.clinic.example, or the handshake would fail
+    dropped = one.command("tls", "init", "--host", "pictures.clinic.example")
+    assert "No longer in it: images.clinic.example." in dropped.stdout
+    one.process.send_signal(signal.SIGHUP)
+    await eventually(partial(_told, one.folder / "server.log", "certificate.read"))
+    await eventually(partial(_is_refused, one))
+    (one.folder / "data" / "tls" / "server.crt").write_text("no certificate")
+    refused = one.command("tls", "init")
+    assert refused.returncode == 1 and "name them with --host" in refused.stderr
+    assert one.command("tls", "init", "--host", "images.clinic.example").returncode == 0
+
+
+def _is_refused(server: Server) -> bool:
+    try:
+        connection(server).close()
+    except ssl.SSLCertVerificationError as error:
+        return "Hostname mismatch" in str(error)
+    return False
