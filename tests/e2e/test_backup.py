@@ -297,6 +297,21 @@ def test_restoring_over_something_is_refused(server: Server, tmp_path: Path) -> 
     assert server.command("fsck").returncode == 0
 
 
+def test_certificates_may_be_there_before_and_what_hinders_is_named(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    assert packhorse(other, "tls", "init", "--host", "images.clinic.example").returncode == 0
+    certificate = (other / "data" / "tls" / "server.crt").read_bytes()
+    (other / "data" / "zettel").write_text("somebody's")
+    told = packhorse(other, "restore", str(tmp_path / "backup"))
+    assert told.returncode == 1 and "it holds zettel." in told.stderr, told.stderr
+    (other / "data" / "zettel").unlink()
+    assert packhorse(other, "restore", str(tmp_path / "backup")).returncode == 0
+    assert (other / "data" / "tls" / "server.crt").read_bytes() == certificate
+
+
 def test_a_head_of_another_history_is_not_written_over(server: Server, tmp_path: Path) -> None:
     assert server.command("backup", str(tmp_path / "backup")).returncode == 0
     (kept,) = (tmp_path / "backup").glob("audit-head-*.jws")
