@@ -35,6 +35,7 @@ class Doctor:
         yield from machine.disk(self._settings)
         yield from machine.permissions(self._settings)
         yield from machine.ports(self._settings)
+        yield from machine.certificate(self._settings)
         yield from self._store()
 
     def _store(self) -> Iterator[Finding]:

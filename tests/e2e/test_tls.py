@@ -1,6 +1,7 @@
 """HTTPS with a certificate of `packhorse tls init`: uploads, takeovers, renewal at SIGHUP, and what is refused."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -9,18 +10,23 @@ import ssl
 import stat
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 import requests
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from tusclient.client import TusClient
+from urllib3.exceptions import InsecureRequestWarning
 
 from server.authority import host_of
 from server.errors import ConfigurationError
 from tests.server import Server, create, packhorse, patch, sha256, upload_metadata, upload_url
-from tests.support import eventually
+from tests.support import eventually, free_port
 
 MIB = 1024 * 1024
 
@@ -186,6 +192,82 @@ def test_a_certificate_that_cannot_be_used_is_told_with_exit_2(tmp_path: Path, c
         refused = packhorse(tmp_path, *words)
         assert refused.returncode == 2 and told in refused.stderr, refused.stderr
 
+
+# --- when it ends -------------------------------------------------------------------------------------------
+
+
+def ending(folder: Path, days: float) -> datetime:
+    """In the place of the server's certificate, one that ends in so many days; gives when."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "images.clinic.example")])
+    ends_at = (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
+    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(ends_at - timedelta(days=100))
+            .not_valid_after(ends_at).sign(key, hashes.SHA256()))
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "data" / "tls" / "server.crt").write_bytes(made.public_bytes(pem))
+    (folder / "data" / "tls" / "server.key").write_bytes(secret)
+    return ends_at
+
+
+def found_by_doctor(server: Server) -> list[dict[str, str]]:
+    told = server.command("doctor", "--json")
+    return [one for one in json.loads(told.stdout)["findings"] if one["check"] == "certificate"]
+
+
+def metric(server: Server) -> float:
+    # the new certificate is of no authority: whoever measures it is told not to mind
+    (found,) = re.findall(
+        r"^packhorse_certificate_expires_timestamp_seconds (\S+)",
+        requests.get(f"{server.url}/metrics", headers=server.auth, timeout=5, verify=False).text, re.MULTILINE)
+    return float(found)
+
+
+async def test_the_end_of_a_certificate_is_told_before_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = secured(tmp_path / "server", monkeypatch)
+    running.stop()
+    running.start(free_port())
+    try:
+        assert [one["verdict"] for one in found_by_doctor(running)] == ["fine"]
+        assert "ends on" not in running.command("config", "check").stderr
+        ends_at = ending(running.folder, 29)
+        soon, other = found_by_doctor(running)
+        assert soon["verdict"] == "warning" and f"it ends on {ends_at:%Y-%m-%d %H:%M}" in soon["what"]
+        assert "in 28 days" in soon["what"] and "packhorse tls init" in soon["remedy"]
+        assert other["verdict"] == "warning" and "SIGHUP" in other["remedy"]
+        checked = running.command("config", "check")
+        assert checked.returncode == 0 and "the certificate ends on" in checked.stderr
+        assert running.process is not None
+        running.process.send_signal(signal.SIGHUP)
+        await eventually(partial(_told, running.folder / "server.log", "the certificate ends on"))
+        with pytest.warns(InsecureRequestWarning):
+            assert metric(running) == ends_at.timestamp()
+        assert [one["verdict"] for one in found_by_doctor(running)] == ["warning"]
+    finally:
+        running.stop()
+
+
+def test_a_certificate_that_has_ended_or_does_not_fit_is_wrong(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    (tmp_path / "packhorse.toml").write_text("")
+    assert server.command("tls", "init").returncode == 0
+    lines = 'tls_cert = "data/tls/server.crt"\ntls_key = "data/tls/server.key"\n'
+    (tmp_path / "packhorse.toml").write_text(f"[http]\n{lines}")
+    ending(tmp_path, -1)
+    (ended,) = found_by_doctor(server)
+    assert ended["verdict"] == "wrong" and "it ended on" in ended["what"] and "tls init" in ended["remedy"]
+    assert "the certificate ended on" in server.command("config", "check").stderr
+    certificate = (tmp_path / "data" / "tls" / "server.crt").read_bytes()
+    ending(tmp_path, 90)
+    (tmp_path / "data" / "tls" / "server.crt").write_bytes(certificate)
+    (misfit,) = found_by_doctor(server)
+    assert misfit["verdict"] == "wrong" and "no certificate and its key" in misfit["what"] and misfit["remedy"]
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
 
 NO_HOSTS = {
     "neither the name": ["a" * 70 + ".example", "bad host!", "", "*", "a..b", "-a.example", "a_b", "10.1.2.300",
