@@ -5,6 +5,7 @@ alternative ones only. P-256 is what every client of the last ten years knows.
 """
 
 import ipaddress
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from server.errors import AppError
+from server.errors import AppError, ConfigurationError
 from server.private_files import replace_durably
 from storage.records import now
 
@@ -22,6 +23,28 @@ SERVER_DAYS = 397
 BACKDATED = timedelta(hours=1)
 """Clocks of clients may be a little behind."""
 Key = ec.EllipticCurvePrivateKey
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""Of a host name (RFC 1123 §2.1)."""
+NAME_LENGTH = 253
+
+
+def host_of(text: str) -> str:
+    """A host name, with `*.` before it or not, or an address, as certificates hold it. ConfigurationError."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    if "://" in text or re.fullmatch(r"[^:]+:\d+", text):
+        raise ConfigurationError(f"--host: {text} is more than a name: give the name only, without https:// and port")
+    try:
+        name = text.encode("idna").decode().lower()
+    except ValueError:
+        name = ""
+    labels = name.removeprefix("*.").split(".")
+    is_number = labels[-1].isdecimal()  # no domain ends so: it is meant to be an address
+    if len(name) > NAME_LENGTH or is_number or not all(LABEL.fullmatch(one) for one in labels):
+        raise ConfigurationError(f"--host: {text} is neither the name of a host nor an address")
+    return name
 
 
 class Authority:
@@ -49,8 +72,20 @@ class Authority:
         replace_durably(self.certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
         return True
 
+    def hosts(self) -> list[str]:
+        """The names and addresses of the server certificate that is there; none where there is none. AppError."""
+        path = self._folder / "server.crt"
+        if not path.exists():
+            return []
+        try:
+            there = x509.load_pem_x509_certificate(path.read_bytes())
+            names = there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (ValueError, x509.ExtensionNotFound) as error:
+            raise AppError(f"{path} is no certificate whose names could be kept: name them with --host") from error
+        return [str(one.value) for one in names if isinstance(one, x509.DNSName | x509.IPAddress)]
+
     def issue(self, hosts: list[str]) -> tuple[Path, Path]:
-        """A new server certificate for these names and addresses: (certificate, key), in place of those from before."""
+        """A new server certificate for these, each of `host_of`: (certificate, key), in place of those from before."""
         try:
             authority = x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
             signer = serialization.load_pem_private_key(self._key_path.read_bytes(), None)
@@ -82,11 +117,7 @@ def _alternative(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        pass
-    try:
-        return x509.DNSName(host.encode("idna").decode())
-    except ValueError as error:
-        raise AppError(f"--host: {host} is neither a name nor an address") from error
+        return x509.DNSName(host)
 
 
 def _certificate(subject: x509.Name, issuer: x509.Name, key: Key, days: int) -> x509.CertificateBuilder:

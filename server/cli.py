@@ -83,9 +83,10 @@ def serve(
         from server.supervisor import serve as serve_forever  # noqa: PLC0415
     settings = config.load(config_file)
     config.check_places(settings)
-    Certificate(settings).load()
+    certificate = Certificate(settings)
+    certificate.load()
     log_to_stderr(settings.log.format)
-    for warning in config.warnings_of(settings):
+    for warning in _warnings(settings, certificate):
         log.warning("configuration.warning", detail=warning)
 
     def reread() -> Settings:
@@ -96,6 +97,11 @@ def serve(
         uvloop.run(serve_forever(settings, reread, kinds))
     else:
         uvloop.run(serve_in_processes(settings, reread, workers, kinds))
+
+
+def _warnings(settings: Settings, certificate: Certificate) -> list[str]:
+    ending = certificate.warning()
+    return config.warnings_of(settings) + ([ending] if ending is not None else [])
 
 
 def _kinds(only: str | None) -> frozenset[Kind]:
@@ -129,8 +135,9 @@ def config_check(config_file: ConfigOption = None) -> None:
     """Tell whether the configuration is usable."""
     settings = config.load(config_file)
     config.check_places(settings)
-    Certificate(settings).load()
-    for warning in config.warnings_of(settings):
+    certificate = Certificate(settings)
+    certificate.load()
+    for warning in _warnings(settings, certificate):
         errors.print(f"warning: {warning}")
     out.print(f"usable: HTTP {settings.http.host}:{settings.http.port}, data in {settings.data_path}")
 

@@ -95,7 +95,8 @@ class Operating:
         """Every figure of the whole server: for operators, and the addresses of `http.metrics_allow`."""
         await self._check_is_trusted(request)
         page = exposition(await self._services.shared.all(), await self._holdings.get(),
-                          self._services.settings.uploads.reserve_bytes, self._version)
+                          self._services.settings.uploads.reserve_bytes, self._services.certificate.ends_at,
+                          self._version)
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})
 
     async def _check_is_trusted(self, request: web.Request) -> None:

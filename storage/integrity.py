@@ -4,7 +4,7 @@ An alarm opens when a full reading finds other bytes than were stored. It closes
 or when the same bytes are sealed anew; each is an audit row that names what refers to the blob. Touches no byte.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -16,6 +16,8 @@ from storage.tables import arrival, blob, image, quarantine, readback_wait, sess
 ALARM, REPAIRED = "integrity.alarm", "integrity.repaired"
 MOST_NAMED = 100
 """Of each kind of a blob's owners, in an audit row."""
+SHOWN = 5
+"""Of each kind, in words for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Arrived:
     """An object that came by a door without sessions: from whom, which, and the image that it is, or is the same as."""
 
     calling: str | None
+    peer: str | None
     sop_instance_uid: str | None
     image_id: int | None
 
@@ -38,21 +41,26 @@ class Owners:
 
     def detail(self) -> dict[str, Any]:
         """As an audit row tells it: whom an event concerns always, the others where there are some."""
-        arrivals = [{"calling": one.calling, "sop_instance_uid": one.sop_instance_uid, "image_id": one.image_id}
-                    for one in self.arrivals]
+        arrivals = [asdict(one) for one in self.arrivals]
         others = {"arrivals": arrivals, "quarantine_ids": self.quarantined}
         return {"image_ids": self.images, "session_ids": self.sessions,
                 **{name: found for name, found in others.items() if found}}
 
     def __str__(self) -> str:
-        named = [*(f"image {one}" for one in self.images), *(f"session {one}" for one in self.sessions),
-                 *(f"quarantine {one}" for one in self.quarantined), *map(_arrived, self.arrivals)]
-        return ", ".join(named) or "nothing refers to it"
+        named = [_named("image", self.images), _named("session", self.sessions), _named("quarantine", self.quarantined),
+                 _named("arrival of", list(map(_arrived, self.arrivals)))]
+        return ", ".join(filter(None, named)) or "nothing refers to it"
+
+
+def _named(kind: str, found: list[Any]) -> str:
+    """As many as a line can hold that is to be read."""
+    others = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return ", ".join([*(f"{kind} {one}" for one in found[:SHOWN]), *others])
 
 
 def _arrived(one: Arrived) -> str:
     is_image = f" as image {one.image_id}" if one.image_id is not None else ""
-    return f"arrival of {one.sop_instance_uid} from {one.calling}{is_image}"
+    return f"{one.sop_instance_uid}{is_image} from {one.calling}" + (f" at {one.peer}" if one.peer else "")
 
 
 def subject_of(sha256: str) -> str:
@@ -110,7 +118,7 @@ def owners(tx: Connection, site: str, sha256: str) -> Owners:
             table.c.site == site, table.c.blob_sha256 == sha256).order_by(column).limit(MOST_NAMED)).scalars())
 
     arrivals = tx.execute(
-        select(arrival.c.calling, arrival.c.sop_instance_uid, arrival.c.image_id).distinct()
+        select(arrival.c.calling, arrival.c.peer, arrival.c.sop_instance_uid, arrival.c.image_id).distinct()
         .where(arrival.c.site == site, arrival.c.blob_sha256 == sha256)
         .order_by(arrival.c.calling, arrival.c.sop_instance_uid, arrival.c.image_id).limit(MOST_NAMED))
     return Owners(of(image.c.id), of(session.c.session_id), [Arrived(*row) for row in arrivals], of(quarantine.c.id))

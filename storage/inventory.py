@@ -22,6 +22,11 @@ class KeptBlob:
     sha256: str
     size_bytes: int
 
+    @property
+    def name(self) -> str:
+        """How people are told of it."""
+        return f"{self.site}/{self.sha256}"
+
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:

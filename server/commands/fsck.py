@@ -1,5 +1,6 @@
 """`packhorse fsck`: what the store holds is looked at, and told; what is safe is done with `--repair`."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,7 +11,9 @@ from server.commands.repairing import tell_remedies
 from server.commands.terminal import ConfigOption, out, with_store
 from server.health import Orphans, count_orphans
 from server.integrity.checking import Asks, Checker
+from server.keeping.findings import SEND_AGAIN_OR_PUT_BACK
 from server.tus.locks import MachineLocks
+from storage.integrity import owners
 from storage.store import Store
 
 
@@ -22,20 +25,23 @@ def fsck(
     settings = config.load(config_file)
     is_guarded = tell_triggers(settings, mend=repair)
 
-    async def work(store: Store) -> Orphans:
+    async def work(store: Store) -> tuple[Orphans, list[str]]:
         orphans = await count_orphans(store)
         checker = Checker(store, MachineLocks(settings.data_path))
-        for key in (*orphans.blobs_gone, *orphans.blobs_cut):
-            await checker.check(key.site, key.name, Asks.FSCK)
-        return orphans
+        told = []
+        for fault, keys in (("is gone", orphans.blobs_gone), ("has another size", orphans.blobs_cut)):
+            for key in keys:
+                await checker.check(key.site, key.name, Asks.FSCK)
+                named = await store.read(partial(owners, site=key.site, sha256=key.name))
+                told.append(f"  blob {key.name} of site {key.site} {fault} ({named}): "
+                            f"the alarm is raised; {SEND_AGAIN_OR_PUT_BACK}")
+        return orphans, told
 
-    found = with_store(settings, work)
-    without_blob = len(found.blobs_gone) + len(found.blobs_cut)
+    found, without_bytes = with_store(settings, work)
     out.print(f"blobs without owner: {found.blobs_without_owner}")
-    out.print(f"stored sessions without image or blob: {found.synced_without_image + without_blob}")
-    for fault, keys in (("is gone", found.blobs_gone), ("has another size", found.blobs_cut)):
-        for key in keys:
-            out.print(f"  blob {key.name} of site {key.site} {fault}")
+    out.print(f"stored sessions without image or blob: {found.synced_without_image + len(without_bytes)}")
+    for line in without_bytes:
+        out.print(line)
     out.print(f"DICOM images without series: {found.images_without_series}")
     out.print(f"SOP Instance UIDs with two live images: {found.sop_instances_twice}")
     out.print(f"(files that no row names yet: {found.files_without_row})")

@@ -10,13 +10,16 @@ from server import config
 from server.commands.terminal import ConfigOption, errors, out, with_store
 from server.errors import ConfigurationError
 from server.folder_lock import sole_server
-from server.keeping.backup import Backup
+from server.integrity.checking import Asks, Checker
+from server.keeping.backup import Alarm, Backup, Made
 from server.keeping.blobs import Carried
-from server.keeping.manifest import KEYS, Manifest
+from server.keeping.findings import SEND_AGAIN
+from server.keeping.manifest import KEYS
 from server.keeping.rebuild import DAMAGED, Rebuilt
 from server.keeping.restore import finish
 from server.keeping.restore import restore as bring_back
 from server.lean import loading
+from server.tus.locks import MachineLocks
 from server.version import VERSION
 from storage import audit
 from storage.store import Store
@@ -53,15 +56,31 @@ def backup(
     """Back up database, blobs and keys, also while the server runs."""
     settings = config.load(config_file)
 
-    async def work(store: Store) -> Manifest:
-        keeper = Backup(store, settings.database_path, settings.blobs_path, settings.data_path / KEYS,
+    async def work(store: Store) -> Made:
+        checker = Checker(store, MachineLocks(settings.data_path))
+
+        async def check(site: str, sha256: str) -> bool:
+            return await checker.check(site, sha256, Asks.BACKUP)
+
+        keeper = Backup(store, check, settings.database_path, settings.blobs_path, settings.data_path / KEYS,
                         settings.audit_head_path, VERSION)
         return await keeper.make(target, _Progress().carried, link=link)
 
-    made = with_store(settings, work)
+    done = with_store(settings, work)
+    made = done.manifest
     out.print(f"{target}: the state of {made.made_at}, {made.blobs} blobs, {made.blob_bytes} bytes, "
               f"{len(made.keys)} keys, {made.audit_seq} audit rows")
-    _tell_lacking(made.lacking, "is damaged or gone here, and not in the backup: run packhorse fsck")
+    _tell([*map(_alarm, done.alarms), *(
+        f"the blob {name} could not be copied, though its bytes are right: make the backup again"
+        for name in set(made.lacking) - {one.name for one in done.alarms})])
+
+
+def _alarm(one: Alarm) -> str:
+    what = f"the blob {one.name} is damaged or gone here ({one.damage}; {one.whose})"
+    if one.copy is None:
+        return f"{what}, and not in the backup. The alarm is raised: {SEND_AGAIN}"
+    return (f"{what}. The alarm is raised: {SEND_AGAIN}, or put it back from {one.copy}, "
+            "then run packhorse scrub")
 
 
 def restore(
@@ -82,16 +101,17 @@ def restore(
         with_store(settings, note)
     out.print(f"{settings.data_path}: the state of {made.made_at}, {carried.blobs} blobs, {carried.bytes} bytes")
     out.print("now run: packhorse fsck, packhorse audit verify; then start the server")
-    _tell_lacking(tuple(carried.lacking), "is not in the backup, or damaged there: run packhorse fsck --repair")
+    _tell([f"the blob {one.name} is not in the backup, or damaged there: run packhorse fsck --repair"
+           for one in carried.lacking])
 
 
-def _tell_lacking(lacking: tuple[str, ...], what: str) -> None:
-    """Exit 1 where something is lacking."""
-    for name in lacking[:SHOWN]:
-        errors.print(f"the blob {name} {what}")
-    if len(lacking) > SHOWN:
-        errors.print(f"and {len(lacking) - SHOWN} more")
-    if lacking:
+def _tell(faults: list[str]) -> None:
+    """Exit 1 where there are any."""
+    for fault in faults[:SHOWN]:
+        errors.print(fault)
+    if len(faults) > SHOWN:
+        errors.print(f"and {len(faults) - SHOWN} more")
+    if faults:
         raise typer.Exit(1)
 
 

@@ -1,12 +1,10 @@
 """`packhorse keys`: the keys that sign receipts. Never shows a private one."""
 
-from typing import Annotated
-
 import typer
 from sqlalchemy import Connection
 
 from server import config
-from server.commands.terminal import ConfigOption, out, with_store
+from server.commands.terminal import ConfigOption, ReasonOption, out, reason_of, with_store
 from server.sessions.receipts import keep_key, new_key, open_signer, public_jwk
 from storage import audit, tokens
 from storage.records import DEFAULT_SITE, AuditEntry
@@ -19,16 +17,16 @@ ACTOR = "command line"
 @app.command("rotate")
 def rotate(
     config_file: ConfigOption = None,
-    reason: Annotated[str | None, typer.Option(help="Why, for the audit.")] = None,
+    reason: ReasonOption = None,
 ) -> None:
     """Sign with a new key from now on, without a restart; the public keys of before stay published."""
-    settings = config.load(config_file)
+    settings, why = config.load(config_file), reason_of(reason)
     key = new_key()
     jwk = public_jwk(key)
 
     def unit(tx: Connection) -> None:
         tokens.publish(tx, DEFAULT_SITE, [jwk])
-        audit.append(tx, AuditEntry(DEFAULT_SITE, "key.rotated", ACTOR, f"key/{jwk['kid']}", detail={"reason": reason}))
+        audit.append(tx, AuditEntry(DEFAULT_SITE, "key.rotated", ACTOR, f"key/{jwk['kid']}", detail={"reason": why}))
 
     async def work(store: Store) -> None:
         await store.write(unit)

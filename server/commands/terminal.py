@@ -10,7 +10,7 @@ from rich.console import Console
 
 from server.auditing.head import AuditHead
 from server.config import check_places
-from server.errors import AppError
+from server.errors import AppError, ConfigurationError
 from server.privacy import keep_private
 from server.sessions.receipts import open_signer
 from server.settings import Settings
@@ -22,6 +22,20 @@ T = TypeVar("T")
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 out = Console(soft_wrap=True, highlight=False, markup=False)
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The TOML file; else ./packhorse.toml.")]
+
+ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the audit; required.")]
+REASON_LENGTH = 500
+"""As over the API (contract §4)."""
+
+
+def reason_of(given: str | None) -> str:
+    """Why an operator acts: every such command says it, and it is audited (contract §4). ConfigurationError."""
+    why = (given or "").strip()
+    if not why:
+        raise ConfigurationError("--reason: is required: say why, for the audit")
+    if len(why) > REASON_LENGTH or not why.isprintable():
+        raise ConfigurationError(f"--reason: must be one line of at most {REASON_LENGTH} characters")
+    return why
 
 
 def make_private(settings: Settings) -> None:

@@ -2,14 +2,16 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from server import config
-from server.authority import SERVER_DAYS, Authority
+from server.authority import SERVER_DAYS, Authority, host_of
 from server.commands.terminal import ConfigOption, make_private, out
+from server.errors import AppError, ConfigurationError
 from server.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Certificates for HTTPS.")
@@ -22,14 +24,22 @@ def init(
     config_file: ConfigOption = None,
     host: Annotated[list[str] | None, typer.Option(help="A name or address that clients use; again for more.")] = None,
 ) -> None:
-    """Make an authority, unless there is one, and a new server certificate. Run it again to renew the latter."""
+    """Make an authority, unless there is one, and a new server certificate. Run it again to renew the latter: without
+    --host for the names of before.
+    """
     settings = config.load(config_file)
+    wanted = [host_of(one) for one in host or []]
     make_private(settings)
     authority = Authority(settings.data_path / "tls")
-    hosts = list(dict.fromkeys([*(host or _own_names(settings)), *ALWAYS]))
+    before = authority.hosts() if not wanted else _hosts_if_told(authority)
+    hosts = list(dict.fromkeys([*(wanted or before or _own_names(settings)), *ALWAYS]))
     is_new = authority.make(hosts[0])
     certificate, key = authority.issue(hosts)
     out.print(f"A certificate for {', '.join(hosts)}, valid for {SERVER_DAYS} days: {certificate}")
+    gone = [one for one in before if one not in hosts]
+    if gone:
+        out.print(f"No longer in it: {', '.join(gone)}. Clients that use these names refuse the server from then on; "
+                  "to keep them, run this again and name them too.")
     if is_new:
         out.print(_trust(authority.certificate_path))
     else:
@@ -37,9 +47,21 @@ def init(
     out.print(_use(_relative(certificate, settings), _relative(key, settings)))
 
 
+def _hosts_if_told(authority: Authority) -> list[str]:
+    """The names of before; none where they cannot be told, for there are new ones."""
+    try:
+        return authority.hosts()
+    except AppError:
+        return []
+
+
 def _own_names(settings: Settings) -> list[str]:
-    listening = settings.http.host
-    return [socket.gethostname(), *([] if listening in EVERYWHERE else [listening])]
+    """The machine's own name, and the address that is listened on, where a certificate can hold them."""
+    listening, found = settings.http.host, list[str]()
+    for name in (socket.gethostname(), *([] if listening in EVERYWHERE else [listening])):
+        with suppress(ConfigurationError):
+            found.append(host_of(name))
+    return found
 
 
 def _relative(path: Path, settings: Settings) -> str:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from server import config
 from server.auth import Role
-from server.commands.terminal import ConfigOption, out, with_store
+from server.commands.terminal import ConfigOption, ReasonOption, out, reason_of, with_store
 from server.entrance.codes import new_code
 from server.entrance.service import is_live
 from server.entrance.service import revoke as revoke_lineage
@@ -82,15 +82,15 @@ def _row(one: TokenRecord) -> tuple[str, ...]:
 def revoke(
     token_id: Annotated[str, typer.Argument(metavar="ID", help="The id, as `token list` shows it.")],
     config_file: ConfigOption = None,
-    reason: Annotated[str | None, typer.Option(help="Why, for the audit.")] = None,
+    reason: ReasonOption = None,
 ) -> None:
     """Refuse a token from now on, and what it minted; running servers do so within a second."""
-    token_id = _id_of(token_id)
+    token_id, why = _id_of(token_id), reason_of(reason)
 
     def unit(tx: Connection) -> int:
         found = _found(tx, token_id)
         return len(revoke_lineage(tx, token_id, AuditEntry(
-            found.site, "token.revoked", ACTOR, detail={"reason": reason})))
+            found.site, "token.revoked", ACTOR, detail={"reason": why})))
 
     async def work(store: Store) -> int:
         return await store.write(unit)

@@ -35,6 +35,7 @@ class Asks(StrEnum):
     RECEIPT = "receipt"
     QUARANTINE = "quarantine"
     FSCK = "fsck"
+    BACKUP = "backup"
     SCRUB = "scrub"
 
 

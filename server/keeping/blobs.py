@@ -6,9 +6,10 @@ from pathlib import Path
 
 from storage.blobs.base import sealed
 from storage.blobs.copying import copy_file, link_file, size_of
+from storage.blobs.digests import digest_of
 from storage.blobs.layout import Layout
 from storage.blobs.medium import sync_directory
-from storage.errors import DigestMismatch, NotFound
+from storage.errors import DigestMismatch, NotFound, StorageError, StorageIO
 from storage.inventory import KeptBlob
 from storage.records import Sha256
 
@@ -19,28 +20,36 @@ Told = Callable[["Carried"], None]
 
 @dataclass(slots=True)
 class Carried:
-    """How far it is: blobs and bytes that are there now, how many of them were copied, and those that could not be."""
+    """How far it is: blobs and bytes that are there now, how many of them were copied, and those that could not be.
+
+    `doubted`: those that were at the target already, and are gone or of another size at the source.
+    """
 
     blobs: int = 0
     bytes: int = 0
     copied: int = 0
-    lacking: list[str] = field(default_factory=list)
+    lacking: list[KeptBlob] = field(default_factory=list)
+    doubted: list[KeptBlob] = field(default_factory=list)
 
 
 def carry(named: Iterable[KeptBlob], source: Path, target: Path, told: Told, *, link: bool = False) -> Carried:
     """Bring every blob of `named` to `target`, verified: by its SHA-256 where it is copied, by its size where it is
-    linked or there already. What is damaged or gone is listed, and the rest goes on. NoSpace, StorageIO.
+    linked or there already. What is damaged, gone or cannot be read is listed, and the rest goes on.
+    NoSpace, StorageIO: of the target.
     """
     sources, targets, carried = Layout(source), Layout(target), Carried()
     touched: set[Path] = set()
     for one in named:
         key = sealed(one.site, one.sha256)
         targets.make_fan(one.site)
-        path = Path(targets.name(key))
-        if size_of(path) != one.size_bytes:
+        path, from_where = Path(targets.name(key)), Path(sources.name(key))
+        if size_of(path) == one.size_bytes:
+            if size_of(from_where) != one.size_bytes:
+                carried.doubted.append(one)
+        else:
             path.unlink(missing_ok=True)
-            if not _bring(Path(sources.name(key)), path, one, link):
-                carried.lacking.append(f"{one.site}/{one.sha256}")
+            if not _bring(from_where, path, one, link):
+                carried.lacking.append(one)
                 continue
             touched.add(path.parent)
             carried.copied += 1
@@ -67,3 +76,16 @@ def _bring(source: Path, target: Path, one: KeptBlob, link: bool) -> bool:
         return copy_file(source, target, Sha256(one.sha256)).size_bytes == one.size_bytes
     except (NotFound, DigestMismatch):
         return False
+    except StorageIO:
+        if _can_be_read(source):
+            raise
+        return False
+
+
+def _can_be_read(path: Path) -> bool:
+    """Whether it is not this file's medium that failed."""
+    try:
+        digest_of(path, from_medium=True)
+    except (OSError, StorageError):
+        return False
+    return True

@@ -35,6 +35,7 @@ class Doctor:
         yield from machine.disk(self._settings)
         yield from machine.permissions(self._settings)
         yield from machine.ports(self._settings)
+        yield from machine.certificate(self._settings)
         yield from self._store()
 
     def _store(self) -> Iterator[Finding]:
@@ -54,6 +55,8 @@ class Doctor:
                 yield holdings.audit_head(self._head_fault(tx))
                 yield from holdings.clocks(tx, machine.is_serving(self._settings))
                 yield from holdings.keys(tx, self._settings)
+                yield from holdings.alarms(tx)
+                yield from holdings.waiting_jobs(tx, machine.is_serving(self._settings))
                 yield from holdings.refused_callers(tx)
         except StorageError as error:
             yield holdings.unreadable(error, path)

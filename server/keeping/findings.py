@@ -4,6 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+SEND_AGAIN = "have it sent again"
+SEND_AGAIN_OR_PUT_BACK = f"{SEND_AGAIN}, or put the file back from a backup, then run packhorse scrub"
+"""What to do about damaged bytes."""
+
 
 class Verdict(StrEnum):
     """How it is. Only what is wrong makes the whole unwell."""

@@ -1,4 +1,4 @@
-"""What a doctor finds in the store: database, triggers, clock, keys, callers refused. Changes nothing."""
+"""What a doctor finds in the store: database, triggers, clock, keys, alarms, jobs, callers refused. Changes nothing."""
 
 import json
 import time
@@ -10,10 +10,10 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 from sqlalchemy import Connection
 
-from server.keeping.findings import Finding, fine, warning, wrong
+from server.keeping.findings import SEND_AGAIN_OR_PUT_BACK, Finding, fine, warning, wrong
 from server.keeping.manifest import KEYS
 from server.settings import Settings
-from storage import clock, inventory, tokens
+from storage import clock, figures, integrity, inventory, tokens
 from storage.blobs.base import boot_id
 from storage.errors import StorageError
 from storage.records import now, timestamp
@@ -24,6 +24,9 @@ JUMP = timedelta(hours=1)
 """How far the clock may be ahead of the last sweep before expiry pauses."""
 OLD_KEY = timedelta(days=730)
 LATELY = timedelta(days=7)
+ALARMS_SHOWN = 20
+STUCK_S = 300.0
+"""How long a job may be due before it is told, in seconds; /readyz tells it then too."""
 
 
 def database(tx: Connection, settings: Settings, present: str, newest: str) -> Iterator[Finding]:
@@ -119,6 +122,33 @@ def _kid(path: Path) -> str | None:
         return key.thumbprint() if key.is_private else None
     except (OSError, ValueError, TypeError, JoseError):
         return None
+
+
+def alarms(tx: Connection) -> Iterator[Finding]:
+    """The blobs that are known to be damaged, each with who can send it again: the oldest alarms by name."""
+    found = integrity.alarms(tx)
+    for one in found[:ALARMS_SHOWN]:
+        yield wrong("integrity alarms", f"blob {one.sha256} of site {one.site}, since {one.alarm_at}: {one.alarm} "
+                    f"({integrity.owners(tx, one.site, one.sha256)})",
+                    f"nobody is told that a copy of it may be deleted; {SEND_AGAIN_OR_PUT_BACK}")
+    if len(found) > ALARMS_SHOWN:
+        yield wrong("integrity alarms", f"{len(found) - ALARMS_SHOWN} more",
+                    "packhorse scrub names all of them; look at the disk")
+    if not found:
+        yield fine("integrity alarms", "none is open")
+
+
+def waiting_jobs(tx: Connection, serving: bool) -> Iterator[Finding]:
+    """Whether anybody takes the jobs that are due."""
+    stuck = {kind: queue for kind, queue in figures.queues(tx).items() if queue.oldest_s >= STUCK_S}
+    for kind, queue in stuck.items():
+        what = f"{queue.waiting + queue.running} of kind {kind}, the oldest due for {queue.oldest_s:.0f} s"
+        if serving:
+            yield wrong("jobs", what, "does a process that does jobs run (--only)? The log tells what it is at")
+        else:
+            yield warning("jobs", what, "start the server, which does them")
+    if not stuck:
+        yield fine("jobs", f"none has been due for {STUCK_S:.0f} s")
 
 
 def refused_callers(tx: Connection) -> Iterator[Finding]:

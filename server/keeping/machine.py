@@ -1,16 +1,25 @@
-"""What a doctor finds around the store: the disk, who may read the data, who listens. Leaves nothing behind."""
+"""What a doctor finds around the store: the disk, who may read the data, who listens, with which certificate.
+
+Leaves nothing behind.
+"""
 
 import errno
 import fcntl
 import os
 import socket
+import ssl
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cryptography import x509
+
+from server.errors import ConfigurationError
 from server.keeping.findings import Finding, fine, warning, wrong
 from server.settings import Settings
+from server.tls import ENDS_SOON, RENEW, Certificate, leaf
+from storage.records import now
 
 TRIED_BYTES = 8 * 1024 * 1024
 TRIED_FLUSHES = 10
@@ -19,6 +28,7 @@ SLOW_FLUSH_S = 0.05
 MEMORY = frozenset({"tmpfs", "ramfs"})
 OVER_A_NET = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"})
 GIB = 1 << 30
+HANDSHAKE_S = 5.0
 
 
 def disk(settings: Settings) -> Iterator[Finding]:
@@ -126,6 +136,48 @@ def is_serving(settings: Settings) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def certificate(settings: Settings) -> Iterator[Finding]:
+    """Whether the certificate of HTTPS fits its key, how long it is good for, and whether the server gives this one."""
+    if not settings.http.tls_cert:
+        return
+    check = "certificate"
+    try:
+        Certificate(settings).load()
+        there = leaf(settings)
+    except ConfigurationError as error:
+        yield wrong(check, error.detail, "put the certificate and its key in place; the server would not start")
+        return
+    begins_at, ends_at = there.not_valid_before_utc, there.not_valid_after_utc
+    left = ends_at - now()
+    until = f"{ends_at:%Y-%m-%d %H:%M} UTC"
+    if begins_at > now():
+        yield wrong(check, f"it is good from {begins_at:%Y-%m-%d %H:%M} UTC on only: clients refuse it until then",
+                    "set the clock, or put one in place that is good now")
+    elif left.total_seconds() <= 0:
+        yield wrong(check, f"it ended on {until}: clients refuse it", RENEW)
+    elif left <= ENDS_SOON:
+        yield warning(check, f"it ends on {until}, in {left.days} days", RENEW)
+    else:
+        yield fine(check, f"it is good until {until}, for {left.days} days")
+    given = _given_certificate(settings) if is_serving(settings) else None
+    if given is not None and given != there:
+        until = f"{given.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        yield warning(check, f"the server still gives another, which ends on {until}",
+                      "send it SIGHUP, so that it takes the one of the file")
+
+
+def _given_certificate(settings: Settings) -> x509.Certificate | None:
+    """What who listens on the port of HTTP gives to clients; None where that cannot be told."""
+    host, port = settings.http.host, settings.http.port
+    if port == 0:
+        return None
+    asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
+    try:
+        return x509.load_pem_x509_certificate(ssl.get_server_certificate((asked, port), timeout=HANDSHAKE_S).encode())
+    except (OSError, ValueError):
+        return None
 
 
 def ports(settings: Settings) -> Iterator[Finding]:

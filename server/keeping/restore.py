@@ -20,6 +20,8 @@ from storage.records import DEFAULT_SITE, AuditEntry, Sha256
 ACTOR = "command line"
 MARK = ".restoring"
 """In the data folder while it is not whole: the digest of the manifest."""
+NOT_OURS = frozenset({"serve.lock", "tls"})
+"""What may lie in the data folder before: no backup holds it, so nothing is written over."""
 
 
 def restore(source: Path, database: Path, blobs: Path, head: Path, told: Told) -> tuple[Manifest, Carried]:
@@ -54,9 +56,10 @@ def _begin(mark: Path, digest: str, database: Path, blobs: Path, head: Path) -> 
         return
     make_directory(mark.parent)
     for folder in (mark.parent, blobs):
-        there = next(iter(sorted(folder.iterdir())), None) if folder.is_dir() else None
-        if there is not None and not (folder == mark.parent and set(folder.iterdir()) <= {folder / "serve.lock"}):
-            raise AppError(f"{folder} is not empty: it holds {there.name}. Restore into an empty folder")
+        strange = sorted(one.name for one in folder.iterdir() if folder != mark.parent or one.name not in NOT_OURS) \
+            if folder.is_dir() else []
+        if strange:
+            raise AppError(f"{folder} is not empty: it holds {strange[0]}. Restore into an empty folder")
     if head.exists():
         raise AppError(f"{head} is there already: it tells of another history, so keep it, elsewhere")
     mark.touch(mode=0o600)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -43,9 +44,14 @@ def holdings(tx: Connection, free_bytes: dict[str, int]) -> Holdings:
         figures.sessions_by_status(tx), figures.open_uploads(tx), figures.queues(tx), figures.alarms(tx), free_bytes)
 
 
-def exposition(told: Told, held: Holdings, reserve_bytes: int, version: str) -> bytes:
-    """The page that Prometheus reads."""
-    return generate_latest(_Page([*_counted(told), *_held(held, reserve_bytes, version)]))
+def exposition(
+    told: Told, held: Holdings, reserve_bytes: int, certificate_ends_at: datetime | None, version: str
+) -> bytes:
+    """The page that Prometheus reads; `certificate_ends_at`: of HTTPS, None without it."""
+    ends = [] if certificate_ends_at is None else [_gauge(
+        "packhorse_certificate_expires_timestamp_seconds", "When the certificate that is served with ends, Unix time.",
+        (), {(): certificate_ends_at.timestamp()})]
+    return generate_latest(_Page([*_counted(told), *_held(held, reserve_bytes, version), *ends]))
 
 
 class _Page:

@@ -296,7 +296,7 @@ async def test_so_many_may_listen_and_no_more(tmp_path: Path) -> None:
 async def test_a_token_that_is_revoked_hears_no_more(shared_server: Server) -> None:
     token = token_of(shared_server, "--role", "viewer")
     listener = Listener(shared_server, token=token)
-    assert shared_server.command("token", "revoke", token).returncode == 0
+    assert shared_server.command("token", "revoke", token, "--reason", "it is lost").returncode == 0
     await eventually(lambda: listener.ended, 5)
 
 

@@ -152,7 +152,8 @@ def test_the_data_set_that_comes_in_another_file_puts_the_damaged_one_right(tmp_
             assert blob_of(server, by_c_store).read_bytes() == by_c_store
             assert [one["how"] for one in audited(server, "integrity.repaired")] == ["sent again"] * (number + 1)
         blob_of(server, by_c_store).unlink()  # its own front is gone: only its own file can bring it back
-        assert server.command("fsck").returncode == 1
+        told = server.command("fsck")
+        assert told.returncode == 1 and "from STORESCU at 127.0.0.1): the alarm is raised" in told.stdout
         assert stored(server, path.read_bytes(), file_name="a.dcm", radiology_order_id=9)["server_image_id"] == 1
         assert server.command("scrub").returncode == 1
         assert status_of(storescu(server.dicom_port, path, "1.2.840.10008.1.2.1")) == 0
@@ -258,7 +259,7 @@ def test_an_alarm_on_what_only_an_arrival_holds_names_its_sender_and_its_object(
         (of_arrival,) = [one for one in blobs if one.name != own]
         flip(of_arrival)
         told = server.command("scrub")
-        assert told.returncode == 1 and "arrival of 1.2.826.77 from STORESCU as image 1" in told.stdout
+        assert told.returncode == 1 and "arrival of 1.2.826.77 as image 1 from STORESCU at 127.0.0.1" in told.stdout
         (alarm,) = audited(server, "integrity.alarm")
         assert alarm["arrivals"] == [{"calling": "STORESCU", "sop_instance_uid": "1.2.826.77", "image_id": 1}]
     finally:

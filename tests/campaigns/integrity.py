@@ -191,7 +191,7 @@ def receipts_of_strangers(folder: Path, seed: int, count: int) -> int:
         client, receipts = Client(server), []
         for number in range(count):
             if number % max(1, count // ROTATIONS) == 1:
-                assert server.command("keys", "rotate").returncode == 0
+                assert server.command("keys", "rotate", "--reason", "the campaign").returncode == 0
             content = dice.randbytes(dice.randrange(1, 500)) + number.to_bytes(4, "big")
             session_id = client.send(content)
             path = f"{ROOT}/{session_id}" if dice.random() < 0.5 else (

@@ -272,10 +272,12 @@ async def test_an_alarm_on_what_only_an_arrival_or_the_quarantine_holds_says_who
     file_of(blobs, sha256).unlink()
     assert not await checker.check("default", sha256, Asks.SCRUB)
     (alarm,) = await store.read(lambda tx: audit.of_subject(tx, f"blob/{sha256}"))
-    assert alarm["detail"]["arrivals"] == [{"calling": "CT1", "sop_instance_uid": "1.2.3", "image_id": 7}]
+    assert alarm["detail"]["arrivals"] == [
+        {"calling": "CT1", "peer": None, "sop_instance_uid": "1.2.3", "image_id": 7}
+    ]
     assert alarm["detail"]["quarantine_ids"] == [held] and alarm["detail"]["image_ids"] == []
     told = str(await store.read(lambda tx: integrity.owners(tx, "default", sha256)))
-    assert told == f"quarantine {held}, arrival of 1.2.3 from CT1 as image 7"
+    assert told == f"quarantine {held}, arrival of 1.2.3 as image 7 from CT1"
     assert str(await store.read(lambda tx: integrity.owners(tx, "other", sha256))) == "nothing refers to it"
 
 

@@ -159,25 +159,87 @@ def blob(server: Server, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
-def test_a_damaged_blob_is_named_and_the_rest_is_backed_up(server: Server, tmp_path: Path, damage: str) -> None:
-    stored(server, b"good")
-    stored(server, b"damaged")
-    path = blob(server, b"damaged")
-    if damage == "bit":
+def acknowledged(server: Server, content: bytes) -> dict[str, object]:
+    """A session of `content` whose sender was told that the copy may go."""
+    session = stored(server, content)
+    path = f"/upload-sessions/{session['session_id']}/"
+    image = server.api("GET", path).json()["server_image_id"]
+    answer = server.api("POST", f"{path}acknowledge/", {"server_image_id": image})
+    assert answer.json()["safe_to_delete_local"] is True
+    return session
+
+
+def is_safe(server: Server, session: dict[str, object]) -> bool:
+    return bool(server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["safe_to_delete_local"])
+
+
+def damaged(path: Path, how: str) -> None:
+    if how == "bit":
         path.write_bytes(b"damageD")
-    elif damage == "cut":
+    elif how == "cut":
         path.write_bytes(b"dam")
     else:
         path.unlink()
+    if how == "unreadable":
+        path.mkdir()
+
+
+def alarms_found_by(server: Server) -> list[str]:
+    with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database:
+        rows = database.execute("SELECT detail FROM audit WHERE action = 'integrity.alarm' ORDER BY seq").fetchall()
+    return [json.loads(detail)["found_by"] for (detail,) in rows]
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "unreadable"])
+def test_a_damaged_blob_is_named_no_copy_of_it_may_go_and_the_rest_is_backed_up(
+    server: Server, tmp_path: Path, damage: str
+) -> None:
+    session, good = acknowledged(server, b"damaged"), acknowledged(server, b"good")
+    damaged(blob(server, b"damaged"), damage)
+    assert is_safe(server, session), "nobody knows yet"
     told = server.command("backup", str(tmp_path / "backup"))
-    assert told.returncode == 1 and sha256(b"damaged") in told.stderr
+    assert told.returncode == 1 and sha256(b"damaged") in told.stderr and len(told.stderr.splitlines()) == 1
+    assert f"session {session['session_id']}" in told.stderr
+    assert "The alarm is raised: have it sent again" in told.stderr
+    assert not is_safe(server, session) and is_safe(server, good)
+    assert alarms_found_by(server) == ["backup"]
     assert manifest(tmp_path / "backup")["lacking"] == [f"default/{sha256(b'damaged')}"]
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 1 and len(alarms_found_by(server)) == 1
     (tmp_path / "other").mkdir()
     told = packhorse(tmp_path / "other", "restore", str(tmp_path / "backup"))
     assert told.returncode == 1 and sha256(b"damaged") in told.stderr
     assert packhorse(tmp_path / "other", "fsck").returncode == 1
     assert packhorse(tmp_path / "other", "audit", "verify").returncode == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_what_an_earlier_backup_holds_is_looked_for_here_and_may_be_put_back(
+    server: Server, tmp_path: Path, damage: str
+) -> None:
+    session, backup = acknowledged(server, b"damaged"), tmp_path / "backup"
+    assert server.command("backup", str(backup)).returncode == 0
+    damaged(blob(server, b"damaged"), damage)
+    told = server.command("backup", str(backup))
+    (copy,) = (backup / "blobs" / "sealed").glob("*/*/*")
+    assert told.returncode == 1 and f"put it back from {copy}, then run packhorse scrub" in told.stderr
+    assert not is_safe(server, session) and manifest(backup)["lacking"] == []
+    path = server.folder / "data" / "blobs" / "sealed" / copy.relative_to(backup / "blobs" / "sealed")
+    shutil.copy(copy, path)
+    assert server.command("scrub").returncode == 0 and is_safe(server, session)
+    assert server.command("backup", str(backup)).returncode == 0
+
+
+def test_a_backup_of_what_is_known_to_be_damaged_fails_though_it_has_a_good_copy(
+    server: Server, tmp_path: Path
+) -> None:
+    acknowledged(server, b"damaged")
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    damaged(blob(server, b"damaged"), "bit")
+    assert server.command("scrub").returncode == 1
+    told = server.command("backup", str(tmp_path / "backup"))
+    assert told.returncode == 1 and f"put it back from {tmp_path / 'backup'}" in told.stderr
+    told = server.command("backup", "--link", str(tmp_path / "linked"))
+    assert told.returncode == 1 and "not in the backup" in told.stderr, "a link to damaged bytes is no copy"
 
 
 def tampered(backup: Path, how: str) -> None:
@@ -233,6 +295,21 @@ def test_restoring_over_something_is_refused(server: Server, tmp_path: Path) -> 
     told = server.command("restore", str(tmp_path / "backup"))
     assert told.returncode == 1 and "not empty" in told.stderr
     assert server.command("fsck").returncode == 0
+
+
+def test_certificates_may_be_there_before_and_what_hinders_is_named(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    assert server.command("backup", str(tmp_path / "backup")).returncode == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    assert packhorse(other, "tls", "init", "--host", "images.clinic.example").returncode == 0
+    certificate = (other / "data" / "tls" / "server.crt").read_bytes()
+    (other / "data" / "zettel").write_text("somebody's")
+    told = packhorse(other, "restore", str(tmp_path / "backup"))
+    assert told.returncode == 1 and "it holds zettel." in told.stderr, told.stderr
+    (other / "data" / "zettel").unlink()
+    assert packhorse(other, "restore", str(tmp_path / "backup")).returncode == 0
+    assert (other / "data" / "tls" / "server.crt").read_bytes() == certificate
 
 
 def test_a_head_of_another_history_is_not_written_over(server: Server, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.server import Server, packhorse
+from tests.server import Server, create, packhorse, patch, sha256, upload_url
 from tests.support import eventually, free_port, require_peer
 
 
@@ -99,6 +99,47 @@ def test_a_chain_that_lost_its_end_is_wrong_and_so_is_a_head_that_is_gone(stoppe
     (stopped.folder / "data" / "audit-head.jws").unlink()
     status, found = examined(stopped.folder)
     assert status == 1 and "there is no head" in found["audit head"][0]["what"]
+
+
+def test_bytes_that_are_known_to_be_damaged_are_wrong_and_who_can_send_them_again_is_named(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server").start()
+    try:
+        contents = [f"image {number}".encode() for number in range(22)]
+        sessions = [create(server, one, file_name="a.bin") for one in contents]
+        for session, content in zip(sessions, contents, strict=True):
+            answer = patch(server, upload_url(server, session["session_id"]), content)
+            assert answer.headers["Packhorse-Status"] == "SYNCED"
+        assert verdicts(examined(server.folder)[1], "integrity alarms") == ["fine"]
+        for number, content in enumerate(contents):
+            (path,) = (server.folder / "data" / "blobs" / "sealed").glob(f"*/*/{sha256(content)}")
+            path.write_bytes(b"x" * len(content))
+            if number == 0:
+                assert server.command("scrub").returncode == 1
+                status, found = examined(server.folder)
+                (one,) = found["integrity alarms"]
+                assert status == 1 and one["verdict"] == "wrong" and sha256(contents[0]) in one["what"]
+                assert f"image 1, session {sessions[0]['session_id']}" in one["what"]
+                assert "have it sent again" in one["remedy"] and "packhorse scrub" in one["remedy"]
+        assert server.command("scrub").returncode == 1
+        status, found = examined(server.folder)
+        assert status == 1 and verdicts(found, "integrity alarms") == ["wrong"] * 21
+        assert found["integrity alarms"][-1]["what"] == "2 more"
+    finally:
+        server.stop()
+
+
+def test_jobs_that_nobody_takes_are_told(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server", arguments=("--only", "http")).start()
+    try:
+        assert verdicts(examined(server.folder)[1], "jobs") == ["fine"]
+        with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database, database:
+            database.execute("INSERT INTO job (site, kind, subject, state, attempt, run_after) "
+                             "VALUES ('default', 'ingest', 'x', 'waiting', 0, '2026-01-01T00:00:00.000Z')")
+        status, found = examined(server.folder)
+        assert status == 1 and verdicts(found, "jobs") == ["wrong"] and "of kind ingest" in found["jobs"][0]["what"]
+    finally:
+        server.stop()
+    assert verdicts(examined(server.folder)[1], "jobs") == ["warning"]
 
 
 def test_damaged_pages_are_wrong(stopped: Server) -> None:

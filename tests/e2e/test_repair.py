@@ -15,6 +15,8 @@ from tests import builders
 from tests.server import Server, create, packhorse, patch, sha256, upload_url
 from tests.support import eventually
 
+DIGEST = sha256(b"a file")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -145,6 +147,10 @@ def test_a_stored_session_without_its_bytes_gets_the_alarm_and_is_mended_by_send
         os.truncate(blob(folder), 2)
     told = packhorse(folder, "fsck", "--repair")
     assert told.returncode == 1 and ("is gone" if how == "gone" else "has another size") in told.stdout
+    question = f"SELECT session_id, server_image_id FROM session WHERE blob_sha256 = '{DIGEST}'"
+    ((session_id, image_id),) = asked(folder, question)
+    assert f"(image {image_id}, session {session_id}): the alarm is raised; have it sent again, or put the file back " \
+        "from a backup, then run packhorse scrub" in told.stdout
     assert [bool(row[0]) for row in asked(folder, "SELECT alarm FROM blob ORDER BY size_bytes")] == [True, False]
     assert asked(folder, "SELECT COUNT(*) FROM session WHERE status = 'SYNCED'") == [(2,)]
     server = Server(folder).start()

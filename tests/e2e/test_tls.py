@@ -1,6 +1,7 @@
 """HTTPS with a certificate of `packhorse tls init`: uploads, takeovers, renewal at SIGHUP, and what is refused."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -9,16 +10,23 @@ import ssl
 import stat
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 import requests
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from tusclient.client import TusClient
+from urllib3.exceptions import InsecureRequestWarning
 
+from server.authority import host_of
+from server.errors import ConfigurationError
 from tests.server import Server, create, packhorse, patch, sha256, upload_metadata, upload_url
-from tests.support import eventually
+from tests.support import eventually, free_port
 
 MIB = 1024 * 1024
 
@@ -185,6 +193,129 @@ def test_a_certificate_that_cannot_be_used_is_told_with_exit_2(tmp_path: Path, c
         assert refused.returncode == 2 and told in refused.stderr, refused.stderr
 
 
-def test_a_host_that_is_none_is_told(tmp_path: Path) -> None:
-    refused = packhorse(tmp_path, "tls", "init", "--host", "a" * 70 + ".example")
-    assert refused.returncode == 1 and "--host" in refused.stderr
+# --- when it ends -------------------------------------------------------------------------------------------
+
+
+def ending(folder: Path, days: float) -> datetime:
+    """In the place of the server's certificate, one that ends in so many days; gives when."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "images.clinic.example")])
+    ends_at = (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
+    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(ends_at - timedelta(days=100))
+            .not_valid_after(ends_at).sign(key, hashes.SHA256()))
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "data" / "tls" / "server.crt").write_bytes(made.public_bytes(pem))
+    (folder / "data" / "tls" / "server.key").write_bytes(secret)
+    return ends_at
+
+
+def found_by_doctor(server: Server) -> list[dict[str, str]]:
+    told = server.command("doctor", "--json")
+    return [one for one in json.loads(told.stdout)["findings"] if one["check"] == "certificate"]
+
+
+def metric(server: Server) -> float:
+    # the new certificate is of no authority: whoever measures it is told not to mind
+    (found,) = re.findall(
+        r"^packhorse_certificate_expires_timestamp_seconds (\S+)",
+        requests.get(f"{server.url}/metrics", headers=server.auth, timeout=5, verify=False).text, re.MULTILINE)
+    return float(found)
+
+
+async def test_the_end_of_a_certificate_is_told_before_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = secured(tmp_path / "server", monkeypatch)
+    running.stop()
+    running.start(free_port())
+    try:
+        assert [one["verdict"] for one in found_by_doctor(running)] == ["fine"]
+        assert "ends on" not in running.command("config", "check").stderr
+        ends_at = ending(running.folder, 29)
+        soon, other = found_by_doctor(running)
+        assert soon["verdict"] == "warning" and f"it ends on {ends_at:%Y-%m-%d %H:%M}" in soon["what"]
+        assert "in 28 days" in soon["what"] and "packhorse tls init" in soon["remedy"]
+        assert other["verdict"] == "warning" and "SIGHUP" in other["remedy"]
+        checked = running.command("config", "check")
+        assert checked.returncode == 0 and "the certificate ends on" in checked.stderr
+        assert running.process is not None
+        running.process.send_signal(signal.SIGHUP)
+        await eventually(partial(_told, running.folder / "server.log", "the certificate ends on"))
+        with pytest.warns(InsecureRequestWarning):
+            assert metric(running) == ends_at.timestamp()
+        assert [one["verdict"] for one in found_by_doctor(running)] == ["warning"]
+    finally:
+        running.stop()
+
+
+def test_a_certificate_that_has_ended_or_does_not_fit_is_wrong(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    (tmp_path / "packhorse.toml").write_text("")
+    assert server.command("tls", "init").returncode == 0
+    lines = 'tls_cert = "data/tls/server.crt"\ntls_key = "data/tls/server.key"\n'
+    (tmp_path / "packhorse.toml").write_text(f"[http]\n{lines}")
+    ending(tmp_path, -1)
+    (ended,) = found_by_doctor(server)
+    assert ended["verdict"] == "wrong" and "it ended on" in ended["what"] and "tls init" in ended["remedy"]
+    assert "the certificate ended on" in server.command("config", "check").stderr
+    certificate = (tmp_path / "data" / "tls" / "server.crt").read_bytes()
+    ending(tmp_path, 90)
+    (tmp_path / "data" / "tls" / "server.crt").write_bytes(certificate)
+    (misfit,) = found_by_doctor(server)
+    assert misfit["verdict"] == "wrong" and "no certificate and its key" in misfit["what"] and misfit["remedy"]
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+NO_HOSTS = {
+    "neither the name": ["a" * 70 + ".example", "bad host!", "", "*", "a..b", "-a.example", "a_b", "10.1.2.300",
+                         "a.*.example", "a" * 50 + (".a" * 110), "images.clinic.example/", "host."],
+    "the name only": ["https://images.clinic.example", "images.clinic.example:8443"],
+}
+
+
+def test_a_host_that_is_none_is_told_and_the_good_certificate_stays(tmp_path: Path) -> None:
+    assert packhorse(tmp_path, "tls", "init", "--host", "*.Clinic.example", "--host", "2001:db8::1").returncode == 0
+    before = (tmp_path / "data" / "tls" / "server.crt").read_bytes()
+    names = x509.load_pem_x509_certificate(before).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert names.value.get_values_for_type(x509.DNSName) == ["*.clinic.example", "localhost"]
+    for words, texts in NO_HOSTS.items():
+        refused = packhorse(tmp_path, "tls", "init", f"--host={texts[0]}")
+        assert refused.returncode == 2 and words in refused.stderr and len(refused.stderr.splitlines()) == 1
+        for text in texts:
+            with pytest.raises(ConfigurationError, match=words):
+                host_of(text)
+    assert (tmp_path / "data" / "tls" / "server.crt").read_bytes() == before
+
+
+def test_where_nothing_is_yet_a_host_that_is_none_makes_nothing(tmp_path: Path) -> None:
+    assert packhorse(tmp_path, "tls", "init", "--host", "bad host!").returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_renewal_without_names_keeps_those_of_before(one: Server) -> None:
+    before = serial(one)
+    renewed = one.command("tls", "init")
+    assert renewed.returncode == 0 and "images.clinic.example" in renewed.stdout, renewed.stdout
+    assert "No longer in it" not in renewed.stdout and one.process is not None
+    one.process.send_signal(signal.SIGHUP)
+    await eventually(lambda: serial(one) != before)  # for images.clinic.example, or the handshake would fail
+    dropped = one.command("tls", "init", "--host", "pictures.clinic.example")
+    assert "No longer in it: images.clinic.example." in dropped.stdout
+    one.process.send_signal(signal.SIGHUP)
+    await eventually(partial(_told, one.folder / "server.log", "certificate.read"))
+    await eventually(partial(_is_refused, one))
+    (one.folder / "data" / "tls" / "server.crt").write_text("no certificate")
+    refused = one.command("tls", "init")
+    assert refused.returncode == 1 and "name them with --host" in refused.stderr
+    assert one.command("tls", "init", "--host", "images.clinic.example").returncode == 0
+
+
+def _is_refused(server: Server) -> bool:
+    try:
+        connection(server).close()
+    except ssl.SSLCertVerificationError as error:
+        return "Hostname mismatch" in str(error)
+    return False

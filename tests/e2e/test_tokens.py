@@ -45,7 +45,7 @@ async def test_a_revoked_token_is_refused_within_a_second_and_audited(
         told = packhorse(tmp_path, "token", "revoke", token_id, "--reason", "the tablet is lost")
         assert told.returncode == 0 and token_id in told.stdout
         await eventually(lambda: all(server.api("GET", "/", token=token).status_code == 401 for _ in range(8)), 1.5)
-        again = packhorse(tmp_path, "token", "revoke", token)
+        again = packhorse(tmp_path, "token", "revoke", token, "--reason", "once more")
         assert again.returncode == 0 and "before" in again.stdout and token not in again.stdout
         assert packhorse(tmp_path, "audit", "verify").returncode == 0
         listed = packhorse(tmp_path, "token", "list").stdout
@@ -61,11 +61,22 @@ async def test_a_revoked_token_is_refused_within_a_second_and_audited(
 
 def test_an_unknown_id_is_told_in_a_sentence(tmp_path: Path) -> None:
     made(tmp_path, "--role", "viewer")
-    told = packhorse(tmp_path, "token", "revoke", "0123456789abcdef")
+    told = packhorse(tmp_path, "token", "revoke", "0123456789abcdef", "--reason", "lost")
     assert told.returncode == 1 and "no token 0123456789abcdef" in told.stderr and len(told.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [("list",), ("revoke", "0123456789abcdef")])
+def test_who_revokes_a_token_or_rotates_the_keys_says_why_or_nothing_is_done(tmp_path: Path) -> None:
+    token_id = made(tmp_path, "--role", "viewer").split("_")[1]
+    for words in (("token", "revoke", token_id), ("keys", "rotate")):
+        for reason in ((), ("--reason", " "), ("--reason", "x" * 501)):
+            told = packhorse(tmp_path, *words, *reason)
+            assert told.returncode == 2 and "--reason" in told.stderr and len(told.stderr.splitlines()) == 1
+    with closing(sqlite3.connect(tmp_path / "data" / "packhorse.db")) as database:
+        actions = {row[0] for row in database.execute("SELECT action FROM audit")}
+    assert not actions & {"token.revoked", "key.rotated"} and not (tmp_path / "data" / "keys").exists()
+
+
+@pytest.mark.parametrize("words", [("list",), ("revoke", "0123456789abcdef", "--reason", "lost")])
 def test_in_a_wrong_folder_no_database_is_made(tmp_path: Path, words: tuple[str, ...]) -> None:
     told = packhorse(tmp_path, "token", *words)
     assert told.returncode == 1 and "--config" in told.stderr and not (tmp_path / "data").exists()
