@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from aiohttp import web
 
+from server.auditing.handlers import AuditHandlers
 from server.auditing.head import AuditHead
 from server.connections import Connections
 from server.entrance.handlers import TokenHandlers
@@ -45,6 +46,7 @@ from server.pacs.render import Renderer
 from server.privacy import secret_at
 from server.proxies import base_url_of
 from server.reads import Reads
+from server.seldom import Seldom
 from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
 from server.sessions.image_receipts import ImageReceipts
@@ -114,6 +116,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     signatures = Signatures(url_key)
     issuer = Issuer(settings.auth.oidc) if settings.auth.oidc.issuer else None
     authenticator = Authenticator(store, settings.auth.mode, signatures, attempts, issuer)
+    seldom = Seldom(store)
     gate = Gate(authenticator, base_url)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
@@ -169,6 +172,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         *WebhookHandlers(webhooks).routes(),
         *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
         *LoginHandlers(store, attempts, base_url).routes(),
+        *AuditHandlers(store, seldom).routes(),
         *EventHandlers(feed, base_url, gate.still_lets_in).routes(),
     )
     return Services(
