@@ -48,6 +48,30 @@ def stored(server: Server, content: bytes, **fields: Any) -> dict[str, Any]:
     return {**session, "url": url}
 
 
+# --- readings ---------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_read_by_its_upload_is_noted_by_its_study(shared_server: Server, tmp_path: Path) -> None:
+    image = stored(shared_server, ct(tmp_path / "a.dcm").read_bytes(), file_name="a.dcm")
+    viewer, token = minted(shared_server, "viewer")
+    assert shared_server.tus("GET", image["url"], token=token).status_code == 200
+    assert shared_server.api("GET", f"/images/{image['server_image_id']}/file", token=token).status_code == 200
+    study = image["images"][0]["study_instance_uid"]
+    assert [row["subject"] for row in rows(shared_server, "image.read", viewer)] == [study]
+
+
+def test_what_is_read_through_two_workers_is_one_row(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server", arguments=("--workers", "2")).start()
+    try:
+        image = stored(server, ct(tmp_path / "a.dcm").read_bytes(), file_name="a.dcm")
+        viewer, token = minted(server, "viewer")
+        for _ in range(12):  # each on a connection of its own
+            assert server.api("GET", f"/images/{image['server_image_id']}/", token=token).status_code == 200
+        assert len(rows(server, "image.read", viewer)) == 1
+    finally:
+        server.stop()
+
+
 # --- reading the audit ------------------------------------------------------------------------------
 
 
