@@ -61,9 +61,11 @@ from server.tus.appending import Appender
 from server.tus.expiry import ExpirySweeper
 from server.tus.finishing import Finisher
 from server.tus.flushing import Flushes
+from server.tus.gaps import Gaps
 from server.tus.joining import Joiner
 from server.tus.links import Links
 from server.tus.locks import MachineLocks, UploadLocks
+from server.tus.neighbours import Neighbours
 from server.tus.pace import Pace
 from server.tus.receiving import Receiver
 from server.tus.resource import FilesResource
@@ -136,10 +138,14 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     locks = MachineLocks(settings.data_path)
     rows = UploadRows(store, standing, limits, expires_after)
     finisher = Finisher(store, standing, completion, rows, max_size_bytes)
+    neighbours = Neighbours(settings.data_path, tasks)
+    flushes = Flushes(store, rows, tasks, neighbours)
+    gaps = Gaps(store, rows, flushes, neighbours)
     appender = Appender(
-        store, standing, limits, rows, Receiver(store, rows), finisher, Flushes(store, rows, tasks), max_size_bytes)
-    uploads = Uploads(store, intake, standing, locks, rows, appender, finisher, Joiner(store, standing, limits, rows))
-    upkeep = Upkeep(store, standing, locks, rows, uploads)
+        store, standing, limits, rows, Receiver(store, rows), finisher, flushes, gaps, max_size_bytes)
+    uploads = Uploads(
+        store, intake, standing, locks, rows, appender, finisher, Joiner(store, standing, limits, rows), gaps, seldom)
+    upkeep = Upkeep(store, standing, locks, rows, uploads, gaps)
     checker = Checker(store, locks)
     readback = Readback(store, checker, tasks)
     sessions = SessionService(store, intake, limits, readback, name_order)

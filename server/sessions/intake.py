@@ -110,7 +110,7 @@ class Intake:
             self._limits.check_new(tx, who, len(content), room_bytes=None)  # its bytes are here
             upload = replace(
                 spare, session_id=planned.session.session_id, offset_bytes=len(content), state=UploadState.FINISHED,
-                finished_at=timestamp(), blob_sha256=content_sealed.sha256)
+                finished_at=timestamp(), blob_sha256=content_sealed.sha256, audited_bytes=len(content))
             creation.note_upload(tx, planned.session, who, spare, new.peer)
             first(tx, upload)
             # each row is written once, as it is at the end: that halves what SQLite has to do for a small file
@@ -185,7 +185,8 @@ class Intake:
         spare = self._spare(record, new, who)
         room_bytes = await self._limits.room_bytes()
         if live is None and not new.part_ids:
-            spare = replace(spare, offset_bytes=await self._good_prefix(record, spare, who, room_bytes))
+            prefix = await self._good_prefix(record, spare, who, room_bytes)
+            spare = replace(spare, offset_bytes=prefix, audited_bytes=prefix)  # told of as they came to the lost one
 
         def unit(tx: Connection) -> tuple[creation.Handed, UploadRecord | None]:
             present = creation.see(tx, record.session_id, who)

@@ -48,6 +48,26 @@ def stored(server: Server, content: bytes, **fields: Any) -> dict[str, Any]:
     return {**session, "url": url}
 
 
+# --- transfers --------------------------------------------------------------------------------------
+
+
+def test_a_transfer_tells_its_door(shared_server: Server) -> None:
+    content = os.urandom(300)
+    session_id = begun(shared_server, content)["session_id"]
+    url = upload_url(shared_server, session_id)
+    assert patch(shared_server, url, content[:100]).status_code == 204
+    answer = shared_server.tus(
+        "PATCH", url, content[100:], Tus_Resumable=None, Upload_Offset="100", Upload_Complete="?1",
+        Content_Type="application/partial-upload")
+    assert answer.status_code == 204, answer.text
+    whole = shared_server.tus("POST", "/files", os.urandom(10), Tus_Resumable=None, Upload_Complete="?1")
+    assert whole.status_code == 201
+    found = [row["detail"] for row in rows(shared_server, "upload.transfer") if row["subject"] == session_id]
+    assert [(one["door"], one["offset_before"], one["offset_after"]) for one in found] == [
+        ("tus", 0, 100), ("rufh", 100, 300)]
+    assert rows(shared_server, "upload.transfer")[-1]["detail"]["door"] == "rufh"
+
+
 # --- readings ---------------------------------------------------------------------------------------
 
 
