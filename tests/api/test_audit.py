@@ -68,6 +68,26 @@ def test_a_transfer_tells_its_door(shared_server: Server) -> None:
     assert rows(shared_server, "upload.transfer")[-1]["detail"]["door"] == "rufh"
 
 
+def test_an_object_by_c_store_tells_its_size_and_how_long_it_took(shared_server: Server, tmp_path: Path) -> None:
+    good, bad = ct(tmp_path / "b.dcm"), tmp_path / "bad.dcm"
+    other = dcmread(good)
+    other.StudyInstanceUID = ""
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    other.save_as(bad)
+    sender = AE(ae_title="MODALITY")
+    sender.add_requested_context(other.SOPClassUID, other.file_meta.TransferSyntaxUID)
+    association = sender.associate("127.0.0.1", shared_server.dicom_port)
+    began = time.monotonic()
+    assert association.send_c_store(str(good)).Status == 0x0000
+    assert association.send_c_store(str(bad)).Status != 0x0000
+    took_s = time.monotonic() - began
+    association.release()
+    for action in ("image.stored", "arrival.refused"):
+        row = rows(shared_server, action, "ae:MODALITY")[-1]
+        assert row["detail"]["door"] == "dimse" and 0 <= row["detail"]["duration_s"] <= took_s + 0.01, row
+        assert abs(row["detail"]["bytes"] - good.stat().st_size) < 2000, row
+
+
 # --- readings ---------------------------------------------------------------------------------------
 
 
