@@ -119,7 +119,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     issuer = Issuer(settings.auth.oidc) if settings.auth.oidc.issuer else None
     authenticator = Authenticator(store, settings.auth.mode, signatures, attempts, issuer)
     seldom = Seldom(store)
-    gate = Gate(authenticator, base_url)
+    gate = Gate(authenticator, base_url, seldom)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
     quarantines = settings.orders.on_contradiction == "quarantine"

@@ -14,6 +14,7 @@ from server.sessions import creation, machine
 from server.sessions.completion import Completion, origin_of
 from server.sessions.limits import Limits
 from server.sessions.metadata import texts_of, wanted_session
+from server.sessions.refusals import note_refusal
 from server.sessions.schema import NewSession
 from storage import audit, orders, sessions, uploads
 from storage.blobs.base import Piece, Span, boot_id, staging
@@ -46,7 +47,15 @@ class Intake:
         self._expires_after = expires_after
 
     async def admit(self, new: NewUpload, who: Principal) -> Admission:
-        """Find or make the session of an upload, and hand the upload out."""
+        """Find or make the session of an upload, and hand the upload out; a 409 is audited."""
+        try:
+            return await self._admit(new, who)
+        except RequestError as error:
+            named = error.members.get("session_id") or new.metadata.get("session_id", b"").decode(errors="replace")
+            await note_refusal(self._store, who, str(named), new.peer, "/files", error)
+            raise
+
+    async def _admit(self, new: NewUpload, who: Principal) -> Admission:
         who.require(Role.UPLOADER)
         room_bytes = await self._limits.room_bytes()
         if new.upload_concat == "partial":

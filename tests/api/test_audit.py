@@ -48,6 +48,91 @@ def stored(server: Server, content: bytes, **fields: Any) -> dict[str, Any]:
     return {**session, "url": url}
 
 
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+def test_what_a_role_may_not_do_is_a_row_of_route_and_code_and_comes_once_a_minute(shared_server: Server) -> None:
+    upload = stored(shared_server, os.urandom(100))["url"]
+    auditor, token = minted(shared_server, "auditor")
+    for _ in range(5):
+        assert shared_server.tus("GET", upload, token=token).status_code == 403
+        assert shared_server.api("POST", "/images/7/reject/", {"reason": "Mr Miller"}, token).status_code == 403
+    found = [(row["outcome"], row["subject"], row["detail"]) for row in rows(shared_server, "access.refused", auditor)]
+    assert found == [
+        ("forbidden", None, {"method": "GET", "route": "/files/{upload_id}", "role": "auditor"}),
+        ("forbidden", None, {"method": "POST", "route": "/api/v1/images/{image_id}/reject/", "role": "auditor"}),
+    ]
+
+
+def test_what_a_handler_refuses_is_a_row_too(shared_server: Server) -> None:
+    operator, token = minted(shared_server, "operator")
+    assert shared_server.api("POST", "/tokens/", {"role": "admin"}, token).status_code == 403
+    uploader, narrow = minted(shared_server, "uploader", visit_id="78")
+    session = {"file_name": "a", "file_size": 1, "checksum_sha256": "0" * 64, "radiology_order_id": "x"}
+    path = "/visits/77/radiology/upload-sessions"
+    assert shared_server.api("POST", f"{path}/create_session/", session, narrow).status_code == 403
+    batch = shared_server.api("POST", f"{path}/batch/", {"sessions": [session]}, narrow)
+    assert [one["status"] for one in batch.json()["results"]] == [403]
+    assert [row["detail"]["route"] for row in rows(shared_server, "access.refused", operator)] == ["/api/v1/tokens/"]
+    routes = [row["detail"]["route"].rsplit("/", 2)[1] for row in rows(shared_server, "access.refused", uploader)]
+    assert routes == ["create_session", "batch"]
+
+
+def test_each_409_of_a_session_call_is_a_row(shared_server: Server) -> None:
+    content = os.urandom(50)
+    session = begun(shared_server, content, metadata={"a": 1})
+    waiting = begun(shared_server, os.urandom(9))
+    known, root = session["session_id"], f"/upload-sessions/{session['session_id']}"
+
+    def refused(code: str, method: str, path: str, body: Any) -> None:
+        answer = shared_server.api(method, path, body)
+        assert (answer.status_code, answer.json()["code"]) == (409, code), answer.text
+
+    again = {"file_name": "b", "file_size": 7, "checksum_sha256": "1" * 64, "radiology_order_id": 4}
+    again |= {"session_id": known}
+    creating = "/visits/77/radiology/upload-sessions/create_session/"
+    refused("session_conflict", "POST", creating, again)
+    early = f"/upload-sessions/{waiting['session_id']}/upload_binary/"
+    refused("metadata_required", "POST", early, {"resume_from": 0})
+    refused("not_synced", "POST", f"{root}/acknowledge/", {"server_image_id": 1})
+    assert patch(shared_server, upload_url_of(shared_server, root), content).headers["Packhorse-Status"] == "SYNCED"
+    image = shared_server.api("GET", f"{root}/").json()["server_image_id"]
+    refused("image_mismatch", "POST", f"{root}/acknowledge/", {"server_image_id": image + 1})
+    wrong = {"server_image_id": image, "checksum_sha256": "2" * 64}
+    refused("checksum_mismatch", "POST", f"{root}/acknowledge/", wrong)
+    refused("invalid_transition", "POST", f"{root}/cancel/", {"reason": "no"})
+    order = uuid.uuid4().hex
+    shared_server.api("PUT", f"/orders/{order}/", {"visit_id": "99"})
+    new = {**again, "session_id": None, "radiology_order_id": order}
+    refused("order_visit_mismatch", "POST", creating, new)
+    assert refusals(shared_server, known) == [
+        "session_conflict", "not_synced", "image_mismatch", "checksum_mismatch", "invalid_transition"]
+    assert refusals(shared_server, waiting["session_id"]) == ["metadata_required"]
+    assert refusals(shared_server, None)[-1] == "order_visit_mismatch"
+    taken = upload_metadata(filename="c", session_id=known)
+    answer = shared_server.tus("POST", "/files", Upload_Length="3", Upload_Metadata=taken)
+    assert answer.json()["code"] == "session_conflict" and refusals(shared_server, known)[-1] == "session_conflict"
+
+
+def upload_url_of(server: Server, root: str) -> str:
+    server.api("POST", f"{root}/upload_metadata/", {})
+    return str(server.api("POST", f"{root}/upload_binary/", {"resume_from": 0}).json()["upload_url"])
+
+
+def refusals(server: Server, subject: str | None) -> list[str]:
+    return [row["outcome"] for row in rows(server, "session.refused") if row["subject"] == subject]
+
+
+def test_wrong_offsets_are_one_row_for_each_upload_and_minute(shared_server: Server) -> None:
+    session_id = begun(shared_server, os.urandom(500))["session_id"]
+    url = upload_url(shared_server, session_id)
+    for offset in range(1, 30):
+        assert patch(shared_server, url, b"x", offset).status_code == 409
+    found = [row for row in rows(shared_server, "upload.refused") if row["subject"] == session_id]
+    assert [(row["outcome"], row["detail"]["stored"], row["detail"]["provided"]) for row in found] == [
+        ("offset_mismatch", 0, 1)]
+
+
 # --- transfers --------------------------------------------------------------------------------------
 
 
