@@ -16,7 +16,7 @@ from server.tus.finishing import Finisher, nothing_first
 from server.tus.flushing import Flushes
 from server.tus.gaps import Gaps
 from server.tus.receiving import Receiver, Terms, Transfer
-from server.tus.rows import Seen, UploadRows, room_of
+from server.tus.rows import Seen, UploadRows, alive, room_of
 from storage import audit
 from storage.blobs.base import Piece, Truncates, boot_id, staging
 from storage.errors import Conflict, FlushFailed, NoSpace, NotFound, StorageError
@@ -60,7 +60,7 @@ class Appender:
         transfer = Transfer(seen.upload, start, terms, body)
         self._flushes.resume(seen.upload, transfer)
         if transfer.start == start:  # it goes on with nothing that waits here: are all bytes before it told of?
-            seen = await self._gaps.close(seen, start)
+            seen = alive(await self._gaps.close(seen, start))
         try:
             seen = await self._begun(seen, start, body, terms)
         except BaseException:

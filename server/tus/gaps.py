@@ -31,7 +31,7 @@ class Gaps:
         self._neighbours = neighbours
 
     async def close(self, seen: Seen, held: int) -> Seen:
-        """The audit tells of all `held` bytes from now on. Gives the upload as it then is."""
+        """The audit tells of all `held` bytes from now on. Gives the upload as it then is, which may be gone."""
         if not is_open(seen.upload, held):
             return seen
         await self._flushes.tell(seen.upload.upload_id)

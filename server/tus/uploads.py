@@ -219,7 +219,7 @@ class Uploads:
             offset = 0
             if not seen.upload.is_final:
                 offset = await self._rows.offset(seen.upload)
-                seen = await self._gaps.close(seen, offset)
+                seen = alive(await self._gaps.close(seen, offset))
             seen = await self._rows.taken_up(seen, peer)
             if seen.upload.is_final:
                 joined = await self._joiner.join(seen.upload)
@@ -245,7 +245,7 @@ class Uploads:
         """Terminate (termination extension): whoever writes is asked to leave first."""
         async with self._held(upload_id, who, None, reading=False) as seen:
             if seen.upload.state is UploadState.OPEN:
-                seen = await self._gaps.close(seen, await self._store.held_bytes(seen.upload))
+                seen = alive(await self._gaps.close(seen, await self._store.held_bytes(seen.upload)))
             await self._policy.terminated(seen.upload, who)
 
     async def flush_all(self) -> None:
