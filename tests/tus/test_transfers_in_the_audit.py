@@ -100,6 +100,15 @@ def test_restarts_in_turn_tell_each_byte_once(server: Server) -> None:
     check_no_gap(transfers(server, session_id), 500)
 
 
+def test_a_refused_request_loses_no_account_of_those_before_it(server: Server) -> None:
+    content = random_bytes(1000, 7)
+    session_id, url = begun(server, content, 1)
+    assert patch(server, url, content[100:200], 100, Upload_Length="7").status_code == 400
+    assert server.stop() == 0
+    server.restart()
+    assert transfers(server, session_id) == [(0, 100, "ok")]
+
+
 def test_pieces_that_land_on_two_workers_are_told_without_a_gap_and_by_who_took_them(workers: Server) -> None:
     content = random_bytes(2000, 5)
     session_id, url = begun(workers, content, 19)
