@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from aiohttp import web
 
-from server.errors import RequestError
+from server.errors import AppError, RequestError
 from storage.records import DEFAULT_SITE
 
 
@@ -74,6 +74,15 @@ ANONYMOUS = Principal("anonymous", DEFAULT_SITE, Role.ADMIN)
 """Who everybody is under `auth.mode = "none"`, which is refused beyond loopback."""
 
 PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
+
+FORBIDDEN: web.RequestKey[str] = web.RequestKey("forbidden", str)
+"""On a request in which something was refused with 403: its code. The gate audits it."""
+
+
+def note_forbidden(request: web.Request, refusal: AppError) -> None:
+    """Whoever answers a refusal by itself says so here, so that a 403 is audited; others need not."""
+    if refusal.status == 403:
+        request[FORBIDDEN] = refusal.code
 
 
 def principal_of(request: web.Request) -> Principal:

@@ -1,5 +1,6 @@
 """The seam between whoever brings sealed bytes and the PACS: values and one Protocol, no behaviour."""
 
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,8 @@ from storage.records import PRIORITIES, Door, ImageRecord, Sha256
 class Origin:
     """Where sealed bytes came from, and what their sender said of them.
 
-    `claims_dicom`: the sender calls them DICOM, so anything else is refused (contract §10).
+    `claims_dicom`: the sender calls them DICOM, so anything else is refused (contract §10). `began_s`: when they
+    began to come, by time.monotonic(), where no row of a transfer tells how long that took.
     """
 
     site: str
@@ -26,6 +28,12 @@ class Origin:
     content_type: str | None = None
     peer: str | None = None
     priority: str = PRIORITIES[0]
+    began_s: float | None = None
+
+    @property
+    def took(self) -> dict[str, float]:
+        """How long the bytes took to come and to be stored, for the audit."""
+        return {} if self.began_s is None else {"duration_s": round(time.monotonic() - self.began_s, 3)}
 
 
 @dataclass(frozen=True, slots=True)

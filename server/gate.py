@@ -5,26 +5,32 @@ What counts is, in this order: an Authorization header; a URL's signature, where
 
 from dataclasses import replace
 
+import structlog
 from aiohttp import hdrs, web
 
 from server.access import Access, access_of
-from server.auth import PRINCIPAL, Principal
+from server.auth import FORBIDDEN, PRINCIPAL, Principal, note_forbidden
 from server.errors import RequestError
 from server.identity import cookies
 from server.identity.authenticator import Authenticator, Bearer
 from server.identity.signatures import PARAMETER
-from server.middleware import Handler, verb_of
+from server.middleware import Handler, route_of, verb_of
 from server.problems import problem
+from server.seldom import Seldom
+from storage.errors import StorageError
+from storage.records import AuditEntry
 
+log = structlog.get_logger()
 NOTED = frozenset({"unauthorized", "csrf_refused", "too_many_attempts"})
 
 
 class Gate:
     """A middleware that puts the Principal on the request."""
 
-    def __init__(self, authenticator: Authenticator, base_url: cookies.BaseUrl) -> None:
+    def __init__(self, authenticator: Authenticator, base_url: cookies.BaseUrl, seldom: Seldom) -> None:
         self._authenticator = authenticator
         self._base_url = base_url
+        self._seldom = seldom
 
     @web.middleware
     async def pass_through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -45,9 +51,27 @@ class Gate:
                 return problem(refusal, status=503)  # tus clients give up on other 4xx (contract §5)
             raise
         who = replace(bearer.principal, expired=True) if bearer.expired else bearer.principal
-        check(access, who)
-        request[PRINCIPAL] = who
-        return await handler(request)
+        try:
+            check(access, who)
+            request[PRINCIPAL] = who
+            response = await handler(request)
+        except RequestError as refusal:
+            note_forbidden(request, refusal)
+            raise
+        finally:
+            if FORBIDDEN in request:
+                await self._note(request, verb, who)
+        return response
+
+    async def _note(self, request: web.Request, verb: str, who: Principal) -> None:
+        """Audit a 403 (contract §9): one row per principal, route, code and minute; ids and free text are not in it."""
+        route, code = route_of(request), request[FORBIDDEN]
+        entry = AuditEntry(who.site, "access.refused", who.name, None, request.remote, code,
+                           {"method": verb, "route": route, "role": who.role})
+        try:
+            await self._seldom.note(entry, verb, route, code)
+        except StorageError as error:
+            log.warning("access.refusal_not_noted", route=route, code=error.code)  # it is refused all the same
 
     async def still_lets_in(self, request: web.Request) -> bool:
         """Whether who was let in still would be: for an answer that goes on for long."""

@@ -1,18 +1,14 @@
 """Reading of stored bytes: what is known to be damaged is not given out, and who reads which image is audited."""
 
-import time
-
 from sqlalchemy import Connection
 
 from server.auth import Principal
 from server.errors import RequestError
-from storage import audit, blob_rows
-from storage.records import AuditEntry
-from storage.store import Store
+from server.seldom import Seldom
+from storage import blob_rows
+from storage.records import AuditEntry, ImageRecord
 
-NOTED_S = 60.0
 DAMAGED_S = 60
-MOST_KNOWN = 10_000
 
 
 def check_sound(tx: Connection, site: str, sha256: str) -> None:
@@ -28,19 +24,16 @@ def check_verified(tx: Connection, site: str, sha256: str) -> None:
 
 
 class Reads:
-    """One row per principal, subject and minute (contract §9); remembers, in this process, what it noted."""
+    """One row per principal, study and minute (contract §9)."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._noted: dict[tuple[str, str], float] = {}
+    def __init__(self, seldom: Seldom) -> None:
+        self._seldom = seldom
 
     async def note(self, who: Principal, subject: str, peer: str | None) -> None:
-        """`who` reads `subject`: a Study Instance UID, or an id of ours."""
-        key, moment = (who.name, subject), time.monotonic()
-        if moment - self._noted.get(key, -NOTED_S) < NOTED_S:
-            return
-        if len(self._noted) > MOST_KNOWN:
-            self._noted.clear()  # forgetting means at most one row more than needed
-        self._noted[key] = moment
-        entry = AuditEntry(who.site, "image.read", who.name, subject, peer)
-        await self._store.write(lambda tx: audit.append(tx, entry))
+        """`who` reads `subject`, as `subject_of` names it; or a Study Instance UID."""
+        await self._seldom.note(AuditEntry(who.site, "image.read", who.name, subject, peer))
+
+
+def subject_of(image: ImageRecord) -> str:
+    """What is read with an image: its study; the image itself where it has none."""
+    return image.study_instance_uid or f"image/{image.id}"

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from aiohttp import web
 
+from server.auditing.handlers import AuditHandlers
 from server.auditing.head import AuditHead
 from server.connections import Connections
 from server.entrance.handlers import TokenHandlers
@@ -45,6 +46,7 @@ from server.pacs.render import Renderer
 from server.privacy import secret_at
 from server.proxies import base_url_of
 from server.reads import Reads
+from server.seldom import Seldom
 from server.sessions.completion import Completion
 from server.sessions.handlers import SessionHandlers
 from server.sessions.image_receipts import ImageReceipts
@@ -59,9 +61,11 @@ from server.tus.appending import Appender
 from server.tus.expiry import ExpirySweeper
 from server.tus.finishing import Finisher
 from server.tus.flushing import Flushes
+from server.tus.gaps import Gaps
 from server.tus.joining import Joiner
 from server.tus.links import Links
 from server.tus.locks import MachineLocks, UploadLocks
+from server.tus.neighbours import Neighbours
 from server.tus.pace import Pace
 from server.tus.receiving import Receiver
 from server.tus.resource import FilesResource
@@ -114,7 +118,8 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     signatures = Signatures(url_key)
     issuer = Issuer(settings.auth.oidc) if settings.auth.oidc.issuer else None
     authenticator = Authenticator(store, settings.auth.mode, signatures, attempts, issuer)
-    gate = Gate(authenticator, base_url)
+    seldom = Seldom(store)
+    gate = Gate(authenticator, base_url, seldom)
     renderer = Renderer()
     destinations = tuple(dict.fromkeys(rule.destination for rule in settings.forward.rules))
     quarantines = settings.orders.on_contradiction == "quarantine"
@@ -133,10 +138,14 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
     locks = MachineLocks(settings.data_path)
     rows = UploadRows(store, standing, limits, expires_after)
     finisher = Finisher(store, standing, completion, rows, max_size_bytes)
+    neighbours = Neighbours(settings.data_path, tasks)
+    flushes = Flushes(store, rows, tasks, neighbours)
+    gaps = Gaps(store, rows, flushes, neighbours)
     appender = Appender(
-        store, standing, limits, rows, Receiver(store, rows), finisher, Flushes(store, rows, tasks), max_size_bytes)
-    uploads = Uploads(store, intake, standing, locks, rows, appender, finisher, Joiner(store, standing, limits, rows))
-    upkeep = Upkeep(store, standing, locks, rows, uploads)
+        store, standing, limits, rows, Receiver(store, rows), finisher, flushes, gaps, max_size_bytes)
+    uploads = Uploads(
+        store, intake, standing, locks, rows, appender, finisher, Joiner(store, standing, limits, rows), gaps, seldom)
+    upkeep = Upkeep(store, standing, locks, rows, uploads, gaps)
     checker = Checker(store, locks)
     readback = Readback(store, checker, tasks)
     sessions = SessionService(store, intake, limits, readback, name_order)
@@ -151,7 +160,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
                             **dict.fromkeys(calls, webhooks.run_job)},
                     at_once=calls, backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"), received=counts.received("dimse"))
-    reads, feed = Reads(store), Feed(store, settings.events.max_streams)
+    reads, feed = Reads(seldom), Feed(store, settings.events.max_streams)
     links, pace = Links(base_url), Pace(given.progress_floor_bytes_per_s, given.progress_window_s)
     tus = TusHandlers(uploads, intake, links, replace(pace, received=counts.received("tus")), max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, replace(pace, received=counts.received("rufh")), max_size_bytes)
@@ -170,6 +179,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         *WebhookHandlers(webhooks).routes(),
         *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
         *LoginHandlers(store, attempts, base_url).routes(),
+        *AuditHandlers(store, seldom).routes(),
         *EventHandlers(feed, base_url, gate.still_lets_in).routes(),
     )
     return Services(

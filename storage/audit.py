@@ -18,8 +18,13 @@ from storage.tables import audit, chain_cursor
 _HEAD = Prepared(select(audit.c.seq, audit.c.row_hash).order_by(audit.c.seq.desc()).limit(1))
 _HASH = Prepared(select(audit.c.row_hash).where(audit.c.seq == bindparam("wanted")))
 _APPEND = inserting(audit)
+LOOKED_AT = 100
+_LATEST = Prepared(
+    select(audit.c.at, audit.c.site, audit.c.action, audit.c.actor, audit.c.outcome)
+    .where(audit.c.subject == bindparam("wanted")).order_by(audit.c.seq.desc()).limit(LOOKED_AT))
 _HEAD_KEY, _MOMENT_KEY, _WAITING_KEY = "audit head", "audit moment", "audit rows"
 MOST_AT_ONCE = 16
+WINDOW = 10_000
 # made once: json.dumps() makes an encoder for every call that wants other than the defaults
 _sorted = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 _EACH = Prepared(select(*(audit.c[name] for name in chain.COLUMNS)).order_by(audit.c.seq).where(
@@ -79,6 +84,17 @@ def of_subject(tx: Connection, subject: str) -> list[dict[str, Any]]:
     return [{**row._mapping, "detail": json.loads(row.detail)} for row in rows]
 
 
+def latest(tx: Connection, like: AuditEntry, since: str) -> str | None:
+    """When the newest row since then was written that has action, actor, outcome and subject of `like`.
+
+    Looks at the subject's last LOOKED_AT rows only, so that it costs the same however long its history is.
+    """
+    _write(tx)
+    wanted = (like.site, like.action, like.actor, like.outcome)
+    rows = _LATEST.rows(tx, wanted=like.subject)
+    return next((at for at, *found in rows if at > since and tuple(found) == wanted), None)
+
+
 def verify(
     tx: Connection, anchors: Iterable[Anchor] = (), end: Anchor | None = None, part: tuple[int, int | None] = (0, None)
 ) -> ChainReport:
@@ -109,6 +125,20 @@ def _readable(rows: Iterator[chain.Row], after: int) -> Iterator[chain.Row]:
 
 def _around(tx: Connection, seq: int) -> list[chain.Row]:
     return list(_readable(_EACH.each(tx, first=seq - 2, last=seq + 1), seq))
+
+
+def of_site(tx: Connection, site: str, seq: int, limit: int) -> tuple[list[dict[str, Any]], int, bool]:
+    """Up to `limit` rows of a site behind `seq`, in order; up to where that looked, and whether there is more behind.
+
+    Looks at WINDOW rows of the chain at most, whosever they are.
+    """
+    end, last = seq + WINDOW, newest(tx).seq
+    found = tx.execute(
+        select(audit).where(audit.c.seq > seq, audit.c.seq <= end, audit.c.site == site)
+        .order_by(audit.c.seq).limit(limit))
+    rows = [dict(row._mapping) for row in found]
+    up_to = rows[-1]["seq"] if len(rows) == limit else max(seq, min(end, last))
+    return rows, up_to, up_to < last
 
 
 def after(tx: Connection, seq: int, limit: int, actions: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -161,6 +161,7 @@ class UploadRecord:
     are a compressed representation where `content_encoding` says so. `upload_concat` is the header as it
     came; `repr_digest` is `algorithm:hex` of the whole where a client declared other than SHA-256. `awaits_end`: the
     request that wrote last does not end the upload, however many bytes are there (RUFH, Upload-Complete: ?0).
+    `audited_bytes`: up to where rows of the audit tell how the bytes came.
     """
 
     upload_id: str
@@ -181,6 +182,7 @@ class UploadRecord:
     content_encoding: str | None = None
     repr_digest: str | None = None
     awaits_end: bool = False
+    audited_bytes: int = 0
 
     @property
     def is_partial(self) -> bool:

@@ -114,6 +114,7 @@ upload = Table(
     Column("content_encoding", String(8)),
     Column("repr_digest", Text),
     Column("awaits_end", Boolean, nullable=False, server_default=false()),
+    Column("audited_bytes", BigInteger, nullable=False, server_default=text("0")),
     _time("created_at", nullable=False),
     _time("expires_at", nullable=False),
     _time("finished_at"),

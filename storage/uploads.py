@@ -23,11 +23,16 @@ _OPEN_COUNT = Prepared(select(func.count(), func.coalesce(func.sum(_CLAIMED), 0)
     upload.c.principal == bindparam("wanted"), upload.c.state == UploadState.OPEN.value))
 _FINISH = Prepared(
     update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == UploadState.OPEN.value)
-    .values(offset_bytes=upload.c.length_bytes), ("state", "finished_at", "blob_sha256", "offset_bytes"))
+    .values(offset_bytes=upload.c.length_bytes, audited_bytes=upload.c.length_bytes),
+    ("state", "finished_at", "blob_sha256", "offset_bytes", "audited_bytes"))
 _ADVANCE = Prepared(
     update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.state == UploadState.OPEN.value,
-                         upload.c.offset_bytes == bindparam("expected")),
-    ("offset_bytes", "boot_id", "expires_at"))
+                         upload.c.offset_bytes == bindparam("expected"),
+                         upload.c.audited_bytes == bindparam("expected_audited")),
+    ("offset_bytes", "boot_id", "expires_at", "audited_bytes"))
+_TELL = Prepared(
+    update(upload).where(upload.c.upload_id == bindparam("wanted"), upload.c.audited_bytes < bindparam("told_bytes"))
+    .values(audited_bytes=bindparam("told_bytes")))
 
 
 def _record(row: Row[Any] | tuple[Any, ...]) -> UploadRecord:  # a row of the upload table
@@ -137,12 +142,19 @@ def shorten(tx: Connection, upload_ids: Sequence[str], expires_at: str) -> None:
         upload.c.upload_id.in_(upload_ids), upload.c.expires_at > expires_at).values(expires_at=expires_at))
 
 
-def advance(tx: Connection, upload_id: str, expected: int, offset_bytes: int, boot_id: str, expires_at: str) -> None:
-    """Note that `offset_bytes` are durable. Conflict when the upload is not open at `expected`."""
-    changed = _ADVANCE.run(tx, wanted=upload_id, expected=expected, offset_bytes=offset_bytes, boot_id=boot_id,
-                           expires_at=expires_at)
+def advance(tx: Connection, expected: UploadRecord, present: UploadRecord) -> None:
+    """Note the offset, boot, expiry and told bytes of `present`. Conflict when the upload is not open as `expected`."""
+    changed = _ADVANCE.run(
+        tx, wanted=expected.upload_id, expected=expected.offset_bytes, expected_audited=expected.audited_bytes,
+        offset_bytes=present.offset_bytes, boot_id=present.boot_id, expires_at=present.expires_at,
+        audited_bytes=present.audited_bytes)
     if changed != 1:
         raise Conflict("the upload moved on")
+
+
+def tell(tx: Connection, upload_id: str, audited_bytes: int) -> bool:
+    """Note that the audit tells of so many bytes; False when it did already."""
+    return _TELL.run(tx, wanted=upload_id, told_bytes=audited_bytes) == 1
 
 
 def finish(tx: Connection, upload_id: str, blob_sha256: str) -> None:

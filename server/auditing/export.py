@@ -43,8 +43,13 @@ async def export(store: Store, form: Format, after: int, actor: str, source_id: 
 
 def _line(tx: Connection, row: Row, form: Format, source_id: str) -> str:
     if form is Format.JSONL:
-        return json.dumps({**row, "detail": json.loads(row["detail"])}, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(as_written(row), ensure_ascii=False, separators=(",", ":"))
     return message_of(row, source_id, _study_of(tx, row))
+
+
+def as_written(row: Row) -> Row:
+    """A row as its JSON: `detail` as an object."""
+    return {**row, "detail": json.loads(row["detail"])}
 
 
 def _study_of(tx: Connection, row: Row) -> str | None:

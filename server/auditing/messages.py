@@ -69,6 +69,7 @@ FAMILIES: dict[str, Family] = {
     "audit.head_missing": Family(SECURITY_ALERT, "E", SECURITY_CONFIGURATION),
     "audit.triggers_made": Family(SECURITY_ALERT, "E", SECURITY_CONFIGURATION),
     "audit.exported": Family(AUDIT_LOG_USED, "R"),
+    "audit.read": Family(AUDIT_LOG_USED, "R"),
     "image.read": Family(ACCESSED, "R"),
     "image.stored": Family(TRANSFERRED, "C"),
     "image.deduplicated": Family(TRANSFERRED, "R"),

@@ -13,7 +13,7 @@ from server.pacs.dicom import Header
 from server.pacs.dimse.listener import Received, StoreOutcome
 from server.pacs.dimse.statuses import DATA_SET_MISMATCH, SUCCESS, status_of
 from storage import audit, instances
-from storage.blobs.base import BlobKey, staging
+from storage.blobs.base import BlobKey, Sealed, staging
 from storage.errors import StorageError
 from storage.records import DEFAULT_SITE, AuditEntry, Door
 from storage.store import Store
@@ -35,7 +35,7 @@ class Arrivals:
     async def receive(self, received: Received) -> StoreOutcome:
         """Store one object, or say why not."""
         origin = Origin(site=DEFAULT_SITE, door=Door.DIMSE, actor=f"ae:{received.calling_ae_title}", claims_dicom=True,
-                        peer=received.peer_address)
+                        peer=received.peer_address, began_s=received.began_s)
         key = staging(origin.site, str(uuid.uuid4()))
         try:
             await self._store.blobs.append(key, 0, _content(received.path), flush=False)
@@ -45,7 +45,7 @@ class Arrivals:
                 inspection = await self._files.inspect(blob.sha256, blob.size_bytes, origin)
                 _check_command(inspection, received)
             except SessionFailure as failure:
-                await self._refuse(received, origin, blob.key, failure)
+                await self._refuse(received, origin, blob, failure)
                 mismatch = isinstance(failure, CommandMismatch)
                 return StoreOutcome(DATA_SET_MISMATCH if mismatch else status_of(failure.code), failure.detail)
 
@@ -71,7 +71,7 @@ class Arrivals:
             return StoreOutcome(status_of(filed.failure.code), filed.failure.detail)
         return StoreOutcome(SUCCESS)
 
-    async def _refuse(self, received: Received, origin: Origin, key: BlobKey, failure: SessionFailure) -> None:
+    async def _refuse(self, received: Received, origin: Origin, blob: Sealed, failure: SessionFailure) -> None:
         """Note a refused object; its bytes are not kept, unless something else holds the same ones."""
 
         def unit(tx: Connection) -> BlobKey | None:
@@ -80,8 +80,9 @@ class Arrivals:
                 called=received.called_ae_title, peer=received.peer_address,
                 sop_instance_uid=received.sop_instance_uid, outcome=failure.code)
             audit.append(tx, AuditEntry(
-                origin.site, "arrival.refused", origin.actor, received.sop_instance_uid, origin.peer, failure.code))
-            return self._store.take_back(tx, key, 0.0)
+                origin.site, "arrival.refused", origin.actor, received.sop_instance_uid, origin.peer, failure.code,
+                {"bytes": blob.size_bytes, "door": origin.door, **origin.took}))
+            return self._store.take_back(tx, blob.key, 0.0)
 
         freed = await self._store.write(unit)
         if freed is not None:

@@ -15,7 +15,7 @@ from server.pacs.described import DESCRIBED
 from server.pacs.ingest import blob_path
 from server.pacs.presentation import Sign, image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window
-from server.reads import Reads, check_sound
+from server.reads import Reads, check_sound, subject_of
 from server.visibility import may_see_image
 from storage import instances, jobs
 from storage.records import ImageRecord
@@ -185,7 +185,7 @@ class ImageHandlers:
         image = await self._store.read(unit)
         if image is None:
             raise RequestError("not_found", "there is no such image")
-        await self._reads.note(who, image.study_instance_uid or f"image/{image.id}", request.remote)
+        await self._reads.note(who, subject_of(image), request.remote)
         return image
 
 

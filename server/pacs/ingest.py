@@ -214,7 +214,8 @@ def _note(
 ) -> None:
     audit.append(tx, AuditEntry(
         origin.site, action, actor=origin.actor, subject=subject, peer=origin.peer, outcome=outcome,
-        detail={"sha256": inspection.sha256, "door": origin.door, "session_id": origin.session_id, **detail}))
+        detail={"sha256": inspection.sha256, "bytes": inspection.size_bytes, "door": origin.door,
+                "session_id": origin.session_id, **origin.took, **detail}))
 
 
 def blob_path(blobs: BlobStore, site: str, sha256: str) -> Path:

@@ -12,7 +12,7 @@ from server.idempotency import Call, once
 from server.pacs.ingest import Ingester
 from server.reads import check_verified
 from storage import audit, blob_rows, quarantine, sessions
-from storage.records import AuditEntry, Door, QuarantineRecord, QuarantineState, Sha256
+from storage.records import PRIORITIES, AuditEntry, Door, QuarantineRecord, QuarantineState, Sha256
 from storage.store import Store
 
 Verify = Callable[[str, str, str, str], Awaitable[None]]
@@ -93,7 +93,7 @@ def _origin(tx: Connection, held: QuarantineRecord, call: Call) -> Origin:
     return Origin(
         held.site, Door(held.door), call.who.name, claims_dicom=True, radiology_order_id=held.radiology_order_id,
         session_id=held.session_id, file_name=session.file_name if session else None, peer=call.peer,
-        **({"priority": session.priority} if session else {}))
+        priority=session.priority if session else PRIORITIES[0])
 
 
 def _note(tx: Connection, held: QuarantineRecord, action: str, reason: str, call: Call, **detail: int) -> None:

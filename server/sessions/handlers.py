@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from server.access import ANYBODY, allows
 from server.admission import Verdict
-from server.auth import Role, principal_of
+from server.auth import Role, note_forbidden, principal_of
 from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.errors import SESSION_FAILURES, RequestError
@@ -103,6 +103,7 @@ class SessionHandlers:
                 results.append({"status": status, "session": await self._json(
                     request, record, duplicate=created.duplicate)})
             except RequestError as error:
+                note_forbidden(request, error)
                 results.append({"status": error.status, "problem": problem_body(error)})
         return _answer({"results": results})
 

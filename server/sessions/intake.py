@@ -14,6 +14,7 @@ from server.sessions import creation, machine
 from server.sessions.completion import Completion, origin_of
 from server.sessions.limits import Limits
 from server.sessions.metadata import texts_of, wanted_session
+from server.sessions.refusals import note_refusal
 from server.sessions.schema import NewSession
 from storage import audit, orders, sessions, uploads
 from storage.blobs.base import Piece, Span, boot_id, staging
@@ -46,7 +47,15 @@ class Intake:
         self._expires_after = expires_after
 
     async def admit(self, new: NewUpload, who: Principal) -> Admission:
-        """Find or make the session of an upload, and hand the upload out."""
+        """Find or make the session of an upload, and hand the upload out; a 409 is audited."""
+        try:
+            return await self._admit(new, who)
+        except RequestError as error:
+            named = error.members.get("session_id") or new.metadata.get("session_id", b"").decode(errors="replace")
+            await note_refusal(self._store, who, str(named), new.peer, "/files", error)
+            raise
+
+    async def _admit(self, new: NewUpload, who: Principal) -> Admission:
         who.require(Role.UPLOADER)
         room_bytes = await self._limits.room_bytes()
         if new.upload_concat == "partial":
@@ -110,7 +119,7 @@ class Intake:
             self._limits.check_new(tx, who, len(content), room_bytes=None)  # its bytes are here
             upload = replace(
                 spare, session_id=planned.session.session_id, offset_bytes=len(content), state=UploadState.FINISHED,
-                finished_at=timestamp(), blob_sha256=content_sealed.sha256)
+                finished_at=timestamp(), blob_sha256=content_sealed.sha256, audited_bytes=len(content))
             creation.note_upload(tx, planned.session, who, spare, new.peer)
             first(tx, upload)
             # each row is written once, as it is at the end: that halves what SQLite has to do for a small file
@@ -185,7 +194,8 @@ class Intake:
         spare = self._spare(record, new, who)
         room_bytes = await self._limits.room_bytes()
         if live is None and not new.part_ids:
-            spare = replace(spare, offset_bytes=await self._good_prefix(record, spare, who, room_bytes))
+            prefix = await self._good_prefix(record, spare, who, room_bytes)
+            spare = replace(spare, offset_bytes=prefix, audited_bytes=prefix)  # told of as they came to the lost one
 
         def unit(tx: Connection) -> tuple[creation.Handed, UploadRecord | None]:
             present = creation.see(tx, record.session_id, who)

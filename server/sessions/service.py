@@ -1,6 +1,6 @@
 """The session calls (contract §4), one method each. Moves are made in moves.py and creation.py."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from server.sessions import creation, machine
 from server.sessions.intake import Intake
 from server.sessions.limits import Limits
 from server.sessions.moves import fail, move, move_on, note, taking_metadata
+from server.sessions.refusals import note_refusal
 from server.sessions.schema import (
     Acknowledge,
     Cancel,
@@ -27,11 +28,10 @@ from server.sessions.schema import (
 )
 from storage import audit, blob_rows, instances, sessions, uploads
 from storage.blobs.base import staging
-from storage.records import AuditEntry, ImageRecord, SessionRecord, Status, UploadRecord, UploadState, timestamp
+from storage.records import ImageRecord, SessionRecord, Status, UploadRecord, UploadState, timestamp
 from storage.store import Store
 
 T = TypeVar("T")
-AUDITED_REFUSALS = frozenset({"invalid_transition", "retries_exhausted", "not_retryable", "metadata_immutable"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class SessionService:
                                field="radiology_order_id")
         await self._limits.check_room(body.file_size)
         wanted: NewSession = new_session(body, caller.visit)
-        created = await self._store.write(
-            lambda tx: creation.create(tx, wanted, caller.who, self._name_order, caller.peer))
+        created = await self._refusals_audited(body.session_id, caller, self._store.write(
+            lambda tx: creation.create(tx, wanted, caller.who, self._name_order, caller.peer)))
         return (201 if created.new else 200), created
 
     async def upload_metadata(
@@ -106,7 +106,7 @@ class SessionService:
             steps = taking_metadata(record, metadata or {})
             return move_on(tx, record, steps, caller.who.name, caller.peer), False
 
-        return await self._refusals_audited(session_id, caller, unit)
+        return await self._refusals_audited(session_id, caller, self._store.write(unit))
 
     async def upload_binary(
         self, session_id: str, body: UploadBinary, caller: Caller
@@ -115,15 +115,14 @@ class SessionService:
         record = await self._store.read(lambda tx: self._own(tx, session_id, caller))
         encoded = body.encoded_size if body.content_encoding else None
         new = NewUpload(encoded, {}, "", caller.peer, content_encoding=body.content_encoding)
-        try:
-            handed = await self._intake.hand_out(record, caller.who, new)
-        except RequestError as error:
-            await self._audit_refusal(record, caller, error)
-            raise
+        handed = await self._refusals_audited(session_id, caller, self._intake.hand_out(record, caller.who, new))
         return handed.session, handed.upload
 
     async def acknowledge(self, session_id: str, body: Acknowledge, caller: Caller) -> tuple[SessionRecord, bool]:
         """`acknowledge/` (contract §8): reads the blob back, then notes the device's ACK. (session, replayed)."""
+        return await self._refusals_audited(session_id, caller, self._acknowledge(session_id, body, caller))
+
+    async def _acknowledge(self, session_id: str, body: Acknowledge, caller: Caller) -> tuple[SessionRecord, bool]:
         record = await self._store.read(lambda tx: self._own(tx, session_id, caller))
         if record.status not in machine.STORED or record.blob_sha256 is None:
             raise RequestError("not_synced", f"the session is {record.status}", session_id=record.session_id)
@@ -173,7 +172,8 @@ class SessionService:
                            "upload_offset": offset, "progress_preserved": offset > 0}}
 
         return await self._refusals_audited(
-            session_id, caller, lambda tx: once(tx, caller, {"session_id": session_id}, unit))
+            session_id, caller,
+            self._store.write(lambda tx: once(tx, caller, {"session_id": session_id}, unit)))
 
     async def cancel(self, session_id: str, body: Cancel, caller: Caller) -> SessionRecord:
         """`cancel/`: FAILED / CLIENT_ABORTED; staged bytes are freed."""
@@ -195,7 +195,7 @@ class SessionService:
             once(tx, caller, {"session_id": session_id, "error_code": failure.code}, abort)
             return live
 
-        live = await self._refusals_audited(session_id, caller, unit)
+        live = await self._refusals_audited(session_id, caller, self._store.write(unit))
         if live is not None and not machine.keeps_upload(failure.code):
             await self._store.blobs.delete(staging(live.site, live.upload_id))
         return await self._store.read(lambda tx: self._own(tx, session_id, caller))
@@ -259,21 +259,13 @@ class SessionService:
         caller.who.require(Role.UPLOADER)
         return self._seen(tx, session_id, caller)
 
-    async def _refusals_audited(self, session_id: str, caller: Caller, unit: Callable[[Connection], T]) -> T:
-        """Run `unit`; a refused move leaves an audit row of its own (contract §3)."""
+    async def _refusals_audited(self, session_id: str | None, caller: Caller, work: Awaitable[T]) -> T:
+        """What `work` gives; each 409 leaves an audit row of its own (contract §3, §9)."""
         try:
-            return await self._store.write(unit)
+            return await work
         except RequestError as error:
-            if error.code in AUDITED_REFUSALS:
-                record = await self._store.read(lambda tx: sessions.get(tx, caller.who.site, session_id))
-                await self._audit_refusal(record, caller, error)
+            await note_refusal(self._store, caller.who, session_id, caller.peer, caller.route, error)
             raise
-
-    async def _audit_refusal(self, record: SessionRecord, caller: Caller, error: RequestError) -> None:
-        if error.code in AUDITED_REFUSALS:
-            await self._store.write(lambda tx: audit.append(tx, AuditEntry(
-                record.site, "session.refused", caller.who.name, record.session_id, caller.peer, error.code,
-                {"route": caller.route, "status": record.status})))
 
 
 def asking_device(record: SessionRecord, who: Principal) -> str:

@@ -3,6 +3,7 @@
 Every byte that arrived is kept, whatever ends the body. Takes no lock.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import structlog
@@ -13,8 +14,9 @@ from server.errors import AppError, RequestError, SessionFailure
 from server.tus.body import UploadBody
 from server.tus.finishing import Finisher, nothing_first
 from server.tus.flushing import Flushes
+from server.tus.gaps import Gaps
 from server.tus.receiving import Receiver, Terms, Transfer
-from server.tus.rows import Seen, UploadRows, room_of
+from server.tus.rows import Seen, UploadRows, alive, room_of
 from storage import audit
 from storage.blobs.base import Piece, Truncates, boot_id, staging
 from storage.errors import Conflict, FlushFailed, NoSpace, NotFound, StorageError
@@ -40,7 +42,7 @@ class Appender:
 
     def __init__(
         self, store: Store, policy: UploadPolicy, limits: LimitsUploads, rows: UploadRows, receiver: Receiver,
-        finisher: Finisher, flushes: Flushes, max_size_bytes: int,
+        finisher: Finisher, flushes: Flushes, gaps: Gaps, max_size_bytes: int,
     ) -> None:
         self._store = store
         self._policy = policy
@@ -49,14 +51,22 @@ class Appender:
         self._receiver = receiver
         self._finisher = finisher
         self._flushes = flushes
+        self._gaps = gaps
         self._max_size_bytes = max_size_bytes
         self._truncates = store.blobs if isinstance(store.blobs, Truncates) else None
 
     async def append(self, seen: Seen, start: int, body: UploadBody, terms: Terms) -> Patched:
         """Take the body, note the transfer whatever ends it, and complete the upload where this was the last."""
-        seen = await self._begun(seen, start, body, terms)
-        transfer = Transfer(seen.upload, start, terms.peer, body)
+        transfer = Transfer(seen.upload, start, terms, body)
         self._flushes.resume(seen.upload, transfer)
+        if transfer.start == start:  # it goes on with nothing that waits here: are all bytes before it told of?
+            seen = alive(await self._gaps.close(seen, start))
+        try:
+            seen = await self._begun(seen, start, body, terms)
+        except BaseException:
+            if transfer.start != start:
+                self._flushes.wait(seen.upload, transfer, start)  # what it went on with is still to be told
+            raise
         try:
             last = await self._last_piece(seen.upload, start, body, terms)
             if last is not None:
@@ -190,6 +200,8 @@ class Appender:
         except (NoSpace, Conflict, NotFound) as failure:
             # the bytes are in the page cache and survive kill -9: the offset stays true on this boot
             log.warning("upload.not_flushed", upload_id=upload.upload_id, reason=str(failure))
+            with suppress(StorageError):  # where even this has no room, the next request tells of a gap
+                await self._rows.account(upload, size, entry)
         if isinstance(error, NoSpace):
             return RequestError("insufficient_storage", "what arrived is kept", retry_after_s=60, upload_offset=size)
         return error

@@ -10,6 +10,7 @@ from server.errors import RequestError, SessionFailure
 from server.tus.checksum import RunningDigest
 from server.tus.representation import decoded
 from server.tus.rows import Seen, UploadRows
+from storage import uploads
 from storage.blobs.base import BlobKey, Piece, Sealed, sealed, staging
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound
 from storage.records import Sha256, UploadRecord
@@ -42,22 +43,27 @@ class Finisher:
         """
         upload, standing = seen.upload, seen.standing
         key = staging(upload.site, upload.upload_id)
+
+        def told(tx: Connection) -> None:
+            first(tx)
+            uploads.tell(tx, upload.upload_id, upload.length_bytes or 0)
+
         try:
             await self._check_repr_digest(upload, key)
             content = await self._sealed(upload, standing, key, last)
         except SessionFailure as failure:
-            await self._store.write(first)
+            await self._store.write(told)
             await self._policy.failed(upload, failure)
             raise SessionFailure(failure.code, failure.detail, session_id=upload.session_id) from None
         except NoSpace:
             if last is not None:
                 raise
-            await self._store.write(first)
+            await self._store.write(told)
             await self._policy.failed(upload, SessionFailure("STORAGE_FULL"))
             raise RequestError("insufficient_storage", "there was no room to finish it", retry_after_s=60,
                                session_id=upload.session_id) from None
         except (FlushFailed, NotFound):
-            await self._store.write(first)
+            await self._store.write(told)
             raise await self._rows.end_lost(upload) from None
         try:
             assert standing.session is not None, "parts have none, and are never completed"

@@ -78,6 +78,13 @@ class _Holders:
     stopping: bool = False
 
 
+def addresses_in(namespace: Path) -> Callable[[str], bytes]:
+    """Names the abstract address of each thing in the folder `namespace`, which keeps the secret that they need."""
+    # the path too, for a copy of the folder brings the secret along
+    key = hmac.digest(secret_at(namespace / "locks.secret"), str(namespace.resolve()).encode(), "sha256")
+    return lambda name: b"\0packhorse/" + hmac.digest(key, name.encode(), "sha256")[:16].hex().encode()
+
+
 class _Address:
     """A bound address: Held."""
 
@@ -104,7 +111,7 @@ class _Address:
             _, said, _, _ = self._bound.recvmsg(16, socket.CMSG_SPACE(CREDENTIALS.size))
         except BlockingIOError:
             return
-        if self._stop is not None and _sender(said) in (0, os.getuid()):
+        if self._stop is not None and sender_of(said) in (0, os.getuid()):
             self._stop("upload_stopped")
 
     async def __aexit__(self, *_failure: object) -> None:
@@ -118,12 +125,8 @@ class MachineLocks:
     """UploadLocks for the processes of one machine that work on the folder `namespace`, which keeps their secret."""
 
     def __init__(self, namespace: Path) -> None:
-        # the path too, for a copy of the folder brings the secret along
-        self._key = hmac.digest(secret_at(namespace / "locks.secret"), str(namespace.resolve()).encode(), "sha256")
+        self._address = addresses_in(namespace)
         self._holders = _Holders()
-
-    def _address(self, upload_id: str) -> bytes:
-        return b"\0packhorse/" + hmac.digest(self._key, upload_id.encode(), "sha256")[:16].hex().encode()
 
     def is_held(self, upload_id: str) -> bool:
         """Whether the address is taken."""
@@ -136,8 +139,8 @@ class MachineLocks:
 
     async def take_free(self, upload_id: str, stop: Stop | None) -> Held | None:
         """Bind the address, if it is free."""
-        mine = _unbound()
-        if not _bind(mine, self._address(upload_id)):
+        mine = unbound()
+        if not bind(mine, self._address(upload_id)):
             mine.close()
             return None
         return _Address(mine, stop, self._holders)
@@ -146,9 +149,9 @@ class MachineLocks:
         """Bind the address, asking its holder to leave for as long as it is taken."""
         loop = asyncio.get_running_loop()
         deadline, ask_at = loop.time() + TAKEOVER_S, 0.0
-        address, mine = self._address(upload_id), _unbound()
+        address, mine = self._address(upload_id), unbound()
         try:
-            while not _bind(mine, address):
+            while not bind(mine, address):
                 if loop.time() >= deadline:
                     raise RequestError("upload_locked", retry_after_s=1)
                 if loop.time() >= ask_at:
@@ -168,7 +171,7 @@ class MachineLocks:
             stop("server_shutdown")
 
 
-def _sender(said: list[tuple[int, int, bytes]]) -> int | None:
+def sender_of(said: list[tuple[int, int, bytes]]) -> int | None:
     """The user that sent a datagram; None for one that came before the kernel was asked to tell."""
     for level, kind, content in said:
         if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and len(content) >= CREDENTIALS.size:
@@ -177,11 +180,12 @@ def _sender(said: list[tuple[int, int, bytes]]) -> int | None:
     return None
 
 
-def _unbound() -> socket.socket:
+def unbound() -> socket.socket:
+    """A datagram socket without a name."""
     return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
-def _bind(mine: socket.socket, address: bytes) -> bool:
+def bind(mine: socket.socket, address: bytes) -> bool:
     """Whether the address is ours now."""
     try:
         mine.bind(address)

@@ -22,11 +22,13 @@ from storage.store import Store
 class Terms:
     """What one request says of its body.
 
-    `ends`: whether the upload is complete with it; None (tus) where that is told by the length. `length_bytes`:
-    the length of the whole, told now. `claims`: digests of this body. `on_durable` hears of offsets on the medium.
+    `door`: "tus" or "rufh". `ends`: whether the upload is complete with it; None (tus) where that is told by the
+    length. `length_bytes`: the length of the whole, told now. `claims`: digests of this body. `on_durable` hears of
+    offsets on the medium.
     """
 
     peer: str | None = None
+    door: str = "tus"
     claims: tuple[ChecksumClaim, ...] = ()
     length_bytes: int | None = None
     ends: bool | None = None
@@ -124,10 +126,11 @@ class Receiver:
 class Transfer:
     """Bytes on their way, for the audit: from where, how long. Several PATCHes in turn are one (contract §9)."""
 
-    def __init__(self, upload: UploadRecord, start: int, peer: str | None, body: UploadBody) -> None:
+    def __init__(self, upload: UploadRecord, start: int, terms: Terms, body: UploadBody) -> None:
         self._upload = upload
         self.start = start
-        self._peer = peer
+        self._peer = terms.peer
+        self._door = terms.door
         self._body = body
         self._began_s = time.monotonic()
         self._requests = 1
@@ -139,8 +142,8 @@ class Transfer:
         return time.monotonic() - self._began_s
 
     def continues(self, earlier: "Transfer", end: int) -> bool:
-        """Whether this goes on where `earlier` stopped, for the same sender."""
-        return self.start == end and self._peer == earlier._peer
+        """Whether this goes on where `earlier` stopped, for the same sender through the same door."""
+        return self.start == end and (self._peer, self._door) == (earlier._peer, earlier._door)
 
     def take_over(self, earlier: "Transfer") -> None:
         """Tell of `earlier` too."""
@@ -157,7 +160,7 @@ class Transfer:
         """The audit row of the transfer that ended at `end`; `outcome` is the code of what stopped it."""
         detail = {
             "upload_id": self._upload.upload_id, "offset_before": self.start, "offset_after": end,
-            "bytes_read": self.bytes_read, "duration_ms": round(1000 * self.age_s)}
+            "bytes_read": self.bytes_read, "duration_ms": round(1000 * self.age_s), "door": self._door}
         if self._requests > 1:
             detail["requests"] = self._requests
         return AuditEntry(self._upload.site, "upload.transfer", self._upload.principal,

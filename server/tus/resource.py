@@ -5,13 +5,14 @@ from datetime import timedelta
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
+from sqlalchemy import Connection
 
 from server.access import OPEN, Access, declares
-from server.auth import Principal, Role, principal_of
+from server.auth import Principal, Role, note_forbidden, principal_of
 from server.errors import AppError, RequestError
 from server.middleware import verb_of
 from server.problems import as_app_error, method_not_allowed, problem
-from server.reads import Reads, check_sound
+from server.reads import Reads, check_sound, subject_of
 from server.tus import rufh_fields, tus_fields
 from server.tus.answers import close_if_unread, state_of
 from server.tus.body import SPOILED
@@ -24,6 +25,7 @@ from server.tus.rows import Seen, UploadRows
 from server.tus.rufh_handlers import RufhHandlers
 from server.tus.tus_handlers import TusHandlers
 from server.tus.uploads import Uploads
+from storage import instances
 from storage.blobs.base import LocalPath, sealed
 from storage.errors import StorageError
 from storage.records import UploadState
@@ -80,7 +82,9 @@ class FilesResource:
         try:
             response = await self._handler(request, speaker)(request)
         except (AppError, StorageError) as error:
-            response = speaker.failure(as_app_error(error))
+            known = as_app_error(error)
+            note_forbidden(request, known)
+            response = speaker.failure(known)
         close_if_unread(request, response)
         if SPOILED in request:
             response.force_close()
@@ -125,8 +129,13 @@ class FilesResource:
             return problem(RequestError("not_synced", "the upload is not finished"), state)
         if not isinstance(self._store.blobs, LocalPath):
             raise RequestError("not_found")
+
+        def unit(tx: Connection) -> str:
+            check_sound(tx, upload.site, digest)
+            return _subject_of(tx, seen)
+
         try:
-            await self._store.read(lambda tx: check_sound(tx, upload.site, digest))
+            subject = await self._store.read(unit)
         except RequestError as error:
             return problem(error, state)
         # private, for it is an image; no-store, for it tells of an upload's state (RUFH §4.3.2, SHOULD)
@@ -134,7 +143,7 @@ class FilesResource:
         if (answer := unwanted(request, digest)) is not None:
             answer.headers.update(state)
             return answer
-        await self._reads.note(who, f"upload/{upload.upload_id}", request.remote)
+        await self._reads.note(who, subject, request.remote)
         declared = tus_fields.parse_metadata(upload.upload_metadata)
         kind = (declared.get("filetype") or declared.get("type") or b"").decode(errors="replace")
         name = (declared.get("filename") or declared.get("name") or b"upload").decode(errors="replace")
@@ -144,6 +153,14 @@ class FilesResource:
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",  # RFC 6266 §4.3
             "X-Content-Type-Options": "nosniff",
             rufh_fields.REPR_DIGEST: rufh_fields.format_digest(digest)})
+
+
+def _subject_of(tx: Connection, seen: Seen) -> str:
+    """What is read: the upload's image, by its study, once it is one."""
+    session = seen.standing.session
+    image_id = session.server_image_id if session is not None else None
+    image = instances.find(tx, seen.upload.site, image_id) if image_id is not None else None
+    return subject_of(image) if image is not None else f"upload/{seen.upload.upload_id}"
 
 
 def _check_may_read(who: Principal, seen: Seen) -> None:

@@ -79,12 +79,19 @@ class UploadRows:
         expires_at, boot = timestamp(now() + self._expires_after), boot_id()
 
         def unit(tx: Connection) -> UploadRecord:
-            uploads.advance(tx, upload.upload_id, upload.offset_bytes, durable, boot, expires_at)
+            told = upload.audited_bytes if entry is None else durable
+            present = replace(
+                upload, offset_bytes=durable, boot_id=boot, expires_at=expires_at, audited_bytes=told)
+            uploads.advance(tx, upload, present)
             if entry is not None:
                 audit.append(tx, entry)
-            return replace(upload, offset_bytes=durable, boot_id=boot, expires_at=expires_at)
+            return present
 
         return unit
+
+    async def account(self, upload: UploadRecord, end: int, entry: AuditEntry) -> None:
+        """Tell of a transfer that ended at `end` where it could not be noted with the offset; each byte once."""
+        await self._store.write(lambda tx: told(tx, upload.upload_id, end, entry))
 
     async def note(self, entry: AuditEntry) -> None:
         """Append to the audit chain."""
@@ -109,6 +116,12 @@ class UploadRows:
         await self._policy.failed(upload, failure)
         refusal = self.look(upload).standing.refusal
         return refusal or RequestError("gone", failure.title, session_id=upload.session_id)
+
+
+def told(tx: Connection, upload_id: str, end: int, entry: AuditEntry) -> None:
+    """A unit of work: the row of a transfer that ended at `end`, unless the audit tells of those bytes already."""
+    if uploads.tell(tx, upload_id, end):
+        audit.append(tx, entry)
 
 
 def alive(seen: Seen) -> Seen:

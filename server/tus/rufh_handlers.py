@@ -29,6 +29,7 @@ from server.tus.representation import parse_coding
 from server.tus.uploads import Uploads
 from storage.records import UploadRecord
 
+DOOR = "rufh"
 PROBLEMS = {
     "offset_mismatch": "mismatching-upload-offset",
     "inconsistent_upload_length": "inconsistent-upload-length",
@@ -59,7 +60,7 @@ class RufhHandlers:
         can_be_told = rufh_fields.interop_version(request.headers) is not None
         is_plain = not claims and new.content_encoding is None and new.repr_digest is None
         if complete and brings_bytes and is_plain and not can_be_told:
-            patched = await self._uploads.create_whole(new, who, body)
+            patched = await self._uploads.create_whole(new, who, body, Terms(request.remote, DOOR))
             if patched is not None:
                 response = self._answer(patched, 201, True)
                 response.headers[hdrs.LOCATION] = self._links.upload_url(request, patched.upload.upload_id)
@@ -74,7 +75,7 @@ class RufhHandlers:
             if upload.offset_bytes == 0 and (brings_bytes or complete):
                 with told_in_failures(location):
                     patched = await self._uploads.append_first(upload, body, self._terms(request, Terms(
-                        request.remote, claims, new.length_bytes, complete)))
+                        request.remote, DOOR, claims, new.length_bytes, complete)))
         taken = admission.created and upload.offset_bytes == 0
         response = self._answer(patched, 201, complete and taken)
         response.headers[hdrs.LOCATION] = location
@@ -129,7 +130,7 @@ class RufhHandlers:
         claims = rufh_fields.parse_digests(rufh_fields.field(request.headers, rufh_fields.CONTENT_DIGEST))
         patched = await self._uploads.append(
             self._links.upload_id(request), principal_of(request), append.offset, body, self._terms(request, Terms(
-                request.remote, claims, append.length_bytes, append.complete)), check)
+                request.remote, DOOR, claims, append.length_bytes, append.complete)), check)
         return self._answer(patched, 204, append.complete)
 
     async def delete(self, request: web.Request) -> web.Response:

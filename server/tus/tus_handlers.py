@@ -58,7 +58,7 @@ class TusHandlers:
         new = NewUpload(length, metadata, raw, request.remote, concat, tuple(part.upload_id for part in parts), coding)
         body = UploadBody(request, self._pace, room)
         if brings_bytes and concat is None and coding is None and not claims:
-            patched = await self._uploads.create_whole(new, who, body)
+            patched = await self._uploads.create_whole(new, who, body, Terms(request.remote))
             if patched is not None:
                 return self._created(request, patched)
         admission = await self._intake.admit(new, who)
@@ -71,7 +71,7 @@ class TusHandlers:
         elif (brings_bytes or length == 0) and upload.offset_bytes == 0:
             body.limit_to(room_of(upload, 0, self._max_size_bytes))
             with told_in_failures(self._links.upload_url(request, upload.upload_id)):
-                patched = await self._uploads.append_first(upload, body, Terms(request.remote, claims))
+                patched = await self._uploads.append_first(upload, body, Terms(request.remote, claims=claims))
         if patched is not None:
             upload, offset = patched.upload, patched.offset
         elif admission.created:
@@ -104,8 +104,8 @@ class TusHandlers:
         _check_version(request)
         offset = tus_fields.parse_number(tus_fields.UPLOAD_OFFSET, request.headers.get(tus_fields.UPLOAD_OFFSET))
         length = request.headers.get(tus_fields.UPLOAD_LENGTH)
-        terms = Terms(request.remote, _claims(request),
-                      tus_fields.parse_number(tus_fields.UPLOAD_LENGTH, length) if length is not None else None)
+        total = tus_fields.parse_number(tus_fields.UPLOAD_LENGTH, length) if length is not None else None
+        terms = Terms(request.remote, claims=_claims(request), length_bytes=total)
         _check_no_coding(request)
         body = UploadBody(request, self._pace)
 

@@ -7,6 +7,7 @@ import structlog
 from server.admission import UploadPolicy
 from server.errors import AppError, SessionFailure
 from server.tus.body import WHOLE_BYTES
+from server.tus.gaps import Gaps, is_open
 from server.tus.locks import UploadLocks
 from server.tus.rows import UploadRows
 from server.tus.uploads import Uploads
@@ -30,28 +31,33 @@ class Upkeep:
     """Cleans, finishes and expires."""
 
     def __init__(
-        self, store: Store, policy: UploadPolicy, locks: UploadLocks, rows: UploadRows, use_cases: Uploads
+        self, store: Store, policy: UploadPolicy, locks: UploadLocks, rows: UploadRows, use_cases: Uploads, gaps: Gaps
     ) -> None:
         self._store = store
         self._policy = policy
         self._locks = locks
         self._rows = rows
         self._uploads = use_cases
+        self._gaps = gaps
         self._clean_at_s = time.monotonic() + CLEAN_S
 
     async def clean_staging(self) -> None:
-        """At start, when nobody writes: free what is staged for nobody.
+        """At start, when nobody writes: free what is staged for nobody, and tell of bytes that nobody told of.
 
         The bytes of an upload that is STAGING_LOST stay: a retry begins with their good prefix.
         """
         if not isinstance(self._store.blobs, Lists):
             return
+        untold: list[tuple[UploadRecord, int]] = []
         async for key in self._store.blobs.keys("staging"):
             owner = await self._store.read(lambda tx, key=key: uploads.find(tx, key.name))  # type: ignore[misc]
             if owner is None:
                 await self._forget_seal(key)
             if owner is None or (owner.state is not UploadState.OPEN and owner.gone_reason != "STAGING_LOST"):
                 await self._store.blobs.delete(key)
+            elif owner.state is UploadState.OPEN and is_open(owner, held := await self._store.held_bytes(owner)):
+                untold.append((owner, held))
+        await self._gaps.tell_crashed(untold)
 
     async def _forget_seal(self, key: BlobKey) -> None:
         """A crash came between the sealing of a file that was created whole and the rows that tell of it."""
@@ -100,11 +106,22 @@ class Upkeep:
             if self._locks.is_held(upload.upload_id):
                 continue
             try:
-                whole = upload.is_final or await self._rows.offset(upload) == upload.length_bytes
+                offset = 0 if upload.is_final else await self._rows.offset(upload)
+                whole = upload.is_final or offset == upload.length_bytes
+                if is_open(upload, offset) and not await self._is_fresh(upload):
+                    await self._close_gap(upload)  # the process that took them died
                 if whole and not upload.is_partial and not upload.awaits_end:
                     await self._uploads.complete(upload.upload_id, None)
             except (AppError, StorageError) as error:
                 log.warning("upload.recovery", upload_id=upload.upload_id, code=error.code)
+
+    async def _close_gap(self, upload: UploadRecord) -> None:
+        held = await self._locks.take_free(upload.upload_id, None)
+        if held is not None:
+            async with held:
+                present = self._rows.look(upload)
+                if present.upload.state is UploadState.OPEN:
+                    await self._gaps.close(present, await self._store.held_bytes(present.upload))
 
     async def expire(self, upload: UploadRecord) -> None:
         """End one upload whose time is over, unless it is being written to."""
@@ -112,7 +129,9 @@ class Upkeep:
         if held is None:
             return
         async with held:
-            if await self._store.held_bytes(upload) <= upload.offset_bytes or not await self._is_fresh(upload):
+            count = await self._store.held_bytes(upload)
+            if count <= upload.offset_bytes or not await self._is_fresh(upload):
+                await self._gaps.close(self._rows.look(upload), count)
                 await self._policy.failed(upload, SessionFailure("UPLOAD_EXPIRED"))
 
     async def _is_fresh(self, upload: UploadRecord) -> bool:

@@ -15,9 +15,11 @@ from sqlalchemy import Connection
 from server.admission import AdmitsUploads, NewUpload, UploadPolicy, Verdict
 from server.auth import Principal, Role
 from server.errors import AppError, RequestError, SessionFailure
+from server.seldom import Seldom
 from server.tus.appending import Appender, Patched
 from server.tus.body import UploadBody
 from server.tus.finishing import Finisher, nothing_first
+from server.tus.gaps import Gaps
 from server.tus.joining import Joiner
 from server.tus.locks import Stop, UploadLocks
 from server.tus.receiving import Terms, Transfer
@@ -25,7 +27,7 @@ from server.tus.rows import Seen, UploadRows, alive
 from storage import audit, uploads
 from storage.blobs.base import Piece
 from storage.errors import StorageError
-from storage.records import Status, UploadRecord, UploadState
+from storage.records import AuditEntry, Status, UploadRecord, UploadState
 from storage.store import Store
 
 log = structlog.get_logger()
@@ -38,7 +40,8 @@ class Uploads:
 
     def __init__(
         self, store: Store, intake: AdmitsUploads, policy: UploadPolicy, locks: UploadLocks, rows: UploadRows,
-        appender: Appender, finisher: Finisher, joiner: Joiner,
+        appender: Appender, finisher: Finisher, joiner: Joiner, gaps: Gaps,
+        seldom: Seldom,
     ) -> None:
         self._store = store
         self._intake = intake
@@ -48,6 +51,8 @@ class Uploads:
         self._appender = appender
         self._finisher = finisher
         self._joiner = joiner
+        self._gaps = gaps
+        self._seldom = seldom
 
     def find(self, upload_id: str, who: Principal, *, reading: bool) -> Seen:
         """The upload, if `who` may use it and it is alive. RequestError `not_found`, `forbidden`, `gone`."""
@@ -132,7 +137,9 @@ class Uploads:
                 raise RequestError("final_upload")  # MUST be 403 (concatenation, Upload-Concat)
             # the offset first: a client that is told of it can go on, whatever else is wrong with this body
             if is_wrong(stored := await self._rows.offset(upload)):
-                raise _wrong_offset(offset, stored)
+                refusal = _wrong_offset(offset, stored)
+                await self._note_refusal(upload, who, terms, refusal)
+                raise refusal
             check(upload)
             return stored
 
@@ -146,6 +153,19 @@ class Uploads:
                 return await self._appender.append_finished(seen, body, terms)
             return await self._append(seen, stored, body, terms)
 
+    async def _note_refusal(
+        self, upload: UploadRecord, who: Principal, terms: Terms, refusal: RequestError
+    ) -> None:
+        """One row per principal, upload and minute: whoever guesses offsets fills no disk."""
+        entry = AuditEntry(
+            upload.site, "upload.refused", who.name, upload.session_id or upload.upload_id, terms.peer, refusal.code,
+            {"upload_id": upload.upload_id, "door": terms.door, "stored": refusal.members["upload_offset"],
+             "provided": refusal.members["provided_offset"]})
+        try:
+            await self._seldom.note(entry, upload.upload_id)
+        except StorageError as error:
+            log.warning("upload.refusal_not_noted", upload_id=upload.upload_id, code=error.code)
+
     async def append_first(self, upload: UploadRecord, body: UploadBody, terms: Terms) -> Patched:
         """Append the body of the request that made the upload."""
         async with await self._locks.take(upload.upload_id, body.stop):
@@ -157,7 +177,9 @@ class Uploads:
                     error.members.setdefault("upload_offset", await self._rows.offset(present))
                 raise
 
-    async def create_whole(self, new: NewUpload, who: Principal, body: UploadBody) -> Patched | None:
+    async def create_whole(
+        self, new: NewUpload, who: Principal, body: UploadBody, terms: Terms
+    ) -> Patched | None:
         """Make an upload and finish it, where all of it comes at once with its creation: in one transaction.
 
         None where it must be made first; the body can still be read.
@@ -166,7 +188,7 @@ class Uploads:
             return None
 
         def first(tx: Connection, upload: UploadRecord) -> None:
-            audit.append(tx, Transfer(upload, 0, new.peer, body).entry(len(content)))
+            audit.append(tx, Transfer(upload, 0, terms, body).entry(len(content)))
 
         upload = await self._intake.admit_whole(new, who, content, first)
         if upload is None:
@@ -194,6 +216,10 @@ class Uploads:
             seen = alive(self._rows.look(upload))
             if seen.upload.state is UploadState.FINISHED:
                 return await self._finisher.verdict(seen, peer)
+            offset = 0
+            if not seen.upload.is_final:
+                offset = await self._rows.offset(seen.upload)
+                seen = alive(await self._gaps.close(seen, offset))
             seen = await self._rows.taken_up(seen, peer)
             if seen.upload.is_final:
                 joined = await self._joiner.join(seen.upload)
@@ -201,7 +227,7 @@ class Uploads:
                     return None
                 return await self._finisher.finish(replace(seen, upload=joined), peer, nothing_first)
             length, awaits_end = seen.upload.length_bytes, seen.upload.awaits_end and not at_length
-            if seen.upload.is_partial or awaits_end or await self._rows.offset(seen.upload) != length:
+            if seen.upload.is_partial or awaits_end or offset != length:
                 return None
             last = Piece(0, b"") if length == 0 else None  # a file of no bytes is one too
             return await self._finisher.finish(seen, peer, nothing_first, last)
@@ -218,6 +244,8 @@ class Uploads:
     async def delete(self, upload_id: str, who: Principal) -> None:
         """Terminate (termination extension): whoever writes is asked to leave first."""
         async with self._held(upload_id, who, None, reading=False) as seen:
+            if seen.upload.state is UploadState.OPEN:
+                seen = alive(await self._gaps.close(seen, await self._store.held_bytes(seen.upload)))
             await self._policy.terminated(seen.upload, who)
 
     async def flush_all(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,20 @@ from typing import Any
 import pytest
 
 from server.admission import NewUpload
+from server.seldom import Seldom
 from server.tus.appending import Appender
 from server.tus.finishing import Finisher
 from server.tus.flushing import Flushes
+from server.tus.gaps import Gaps
 from server.tus.joining import Joiner
 from server.tus.locks import MachineLocks
+from server.tus.neighbours import Neighbours
 from server.tus.receiving import Receiver
 from server.tus.rows import UploadRows
 from server.tus.upkeep import ABANDONED_S, Upkeep
 from server.tus.uploads import Uploads
 from server.worker import Tasks
-from storage import blob_rows, uploads
+from storage import audit, blob_rows, uploads
 from storage.blobs.base import BlobKey, Piece, Sealed, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
 from storage.errors import Conflict
@@ -39,11 +43,15 @@ async def upkeep(store: Store, seam: Seam, tmp_path: Path) -> AsyncIterator[Upke
         locks = MachineLocks(tmp_path)
         rows = UploadRows(store, seam.policy, seam.limits, timedelta(days=1))
         finisher = Finisher(store, seam.policy, seam.completion, rows, 1000)
-        receiver, flushes = Receiver(store, rows), Flushes(store, rows, tasks)
-        appender = Appender(store, seam.policy, seam.limits, rows, receiver, finisher, flushes, 1000)
+        neighbours = Neighbours(tmp_path, tasks)
+        receiver, flushes = Receiver(store, rows), Flushes(store, rows, tasks, neighbours)
+        gaps = Gaps(store, rows, flushes, neighbours)
+        appender = Appender(store, seam.policy, seam.limits, rows, receiver, finisher, flushes, gaps, 1000)
         joiner = Joiner(store, seam.policy, seam.limits, rows)
-        use_cases = Uploads(store, seam.intake, seam.policy, locks, rows, appender, finisher, joiner)
-        yield Upkeep(store, seam.policy, locks, rows, use_cases)
+        use_cases = Uploads(
+            store, seam.intake, seam.policy, locks, rows, appender, finisher, joiner, gaps, Seldom(store)
+        )
+        yield Upkeep(store, seam.policy, locks, rows, use_cases, gaps)
 
 
 async def begun(seam: Seam) -> UploadRecord:
@@ -58,7 +66,7 @@ async def test_an_upload_whose_time_was_prolonged_since_its_row_was_read_does_no
     store: Store, seam: Seam, upkeep: Upkeep
 ) -> None:
     upload = await begun(seam)
-    await store.write(lambda tx: uploads.advance(tx, upload.upload_id, 0, 0, upload.boot_id, LATER))
+    await store.write(lambda tx: uploads.advance(tx, upload, replace(upload, expires_at=LATER)))
     await upkeep.expire(upload)
     assert await state(store, upload) is UploadState.OPEN
 
@@ -77,6 +85,32 @@ async def test_bytes_that_the_row_does_not_tell_of_yet_keep_an_upload_alive(
 
 async def old(_blobs: FilesystemBlobs, _key: object) -> float:
     return ABANDONED_S + 1
+
+
+async def test_bytes_of_a_process_that_died_are_told_in_the_audit_once_nobody_writes_any_more(
+    store: Store, seam: Seam, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await begun(seam)
+
+    async def half() -> AsyncIterator[bytes]:
+        yield bytes(40)
+
+    await store.blobs.append(staging("default", upload.upload_id), 0, half(), flush=False)
+
+    async def told() -> list[str]:
+        rows = await store.read(lambda tx: audit.of_subject(tx, upload.session_id or ""))
+        return [row["outcome"] for row in rows if row["action"] == "upload.transfer"]
+
+    await upkeep.finish_left()
+    assert await told() == []  # who took them may still tell
+
+    async def old(_blobs: FilesystemBlobs, _key: BlobKey) -> float:
+        return 61.0
+
+    monkeypatch.setattr(FilesystemBlobs, "age_s", old)
+    for _ in range(2):
+        await upkeep.finish_left()
+        assert await told() == ["crashed"]
 
 
 async def test_staged_bytes_that_no_row_names_are_freed_after_a_day(

@@ -135,7 +135,7 @@ async def test_the_bytes_that_a_principal_announces_are_counted_before_they_come
     await seam.policy.terminated(made[0], BUSY)
     deferred = made[1]
     await store.write(
-        lambda tx: uploads.advance(tx, deferred.upload_id, 0, 850, deferred.boot_id, deferred.expires_at)
+        lambda tx: uploads.advance(tx, deferred, replace(deferred, offset_bytes=850))
     )
     with pytest.raises(RequestError, match="unfinished"):
         await seam.intake.admit(replace(new(), length_bytes=51), BUSY)
@@ -313,7 +313,7 @@ async def test_a_good_prefix_is_kept_for_the_same_coding_only(
     packed = replace(new(**declared()), content_encoding="gzip")
     old = (await seam.intake.admit(packed, WHO)).upload
     await store.blobs.append(staging("default", old.upload_id), 0, letters())
-    await store.write(lambda tx: uploads.advance(tx, old.upload_id, 0, 80, old.boot_id, old.expires_at))
+    await store.write(lambda tx: uploads.advance(tx, old, replace(old, offset_bytes=80)))
     await seam.policy.failed(old, SessionFailure("STAGING_LOST"))
     fresh = (await seam.intake.admit(replace(packed, content_encoding=coding), WHO)).upload
     assert fresh.upload_id != old.upload_id and fresh.offset_bytes == kept

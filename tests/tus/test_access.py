@@ -32,9 +32,13 @@ def run_out(server: Server, *tokens: str) -> None:
 
 
 def reads(server: Server, url: str) -> int:
+    """How many rows tell that the upload's image was read; it has no study."""
     with closing(database(server)) as tables:
-        query = "SELECT count(*) FROM audit WHERE action = 'image.read' AND subject = ?"
-        return int(tables.execute(query, (f"upload/{url.rsplit('/', 1)[1]}",)).fetchone()[0])
+        query = (
+            "SELECT count(*) FROM audit JOIN upload ON upload_id = ? JOIN session USING (session_id) "
+            "WHERE action = 'image.read' AND subject = 'image/' || server_image_id"
+        )
+        return int(tables.execute(query, (url.rsplit("/", 1)[1],)).fetchone()[0])
 
 
 async def test_an_expired_token_hears_of_its_own_upload_only_and_evicts_nobody(server: Server) -> None:

@@ -61,7 +61,10 @@ class ListenerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One object: a complete Part 10 file at `path`, which is gone once `receive` has returned."""
+    """One object: a complete Part 10 file at `path`, which is gone once `receive` has returned.
+
+    `began_s`: when its data set began to come, by time.monotonic().
+    """
 
     path: Path
     calling_ae_title: str
@@ -70,6 +73,7 @@ class Received:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    began_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,7 @@ class DicomListener:
             called_ae_title=str(association.requestor.primitive.called_ae_title).strip(),
             peer_address=str(association.requestor.address), sop_class_uid=str(request.AffectedSOPClassUID),
             sop_instance_uid=str(request.AffectedSOPInstanceUID),
-            transfer_syntax_uid=str(event.context.transfer_syntax))
+            transfer_syntax_uid=str(event.context.transfer_syntax), began_s=_began_s(Path(event.dataset_path)))
         if not received.sop_instance_uid:
             return StoreOutcome(CANNOT_UNDERSTAND, "no Affected SOP Instance UID")
         future = asyncio.run_coroutine_threadsafe(_awaited(self._receive(received)), self._loop)
@@ -214,6 +218,11 @@ class DicomListener:
         path = getattr(message, "_data_set_path", None)
         if path is not None:
             Path(path).unlink(missing_ok=True)
+
+
+def _began_s(path: Path) -> float:
+    """When pynetdicom made the file: what was only written to keeps that as the time of its last reading."""
+    return time.monotonic() - max(0.0, time.time() - path.stat().st_atime)
 
 
 async def _awaited(outcome: Awaitable[T]) -> T:
