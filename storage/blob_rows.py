@@ -8,7 +8,7 @@ from storage.database.prepared import Prepared, inserting
 from storage.records import BlobRecord, timestamp
 from storage.tables import arrival, blob, image, quarantine, session, upload
 
-_ADD = inserting(blob, without=("verified_at", "alarm", "read_at", "alarm_at"))
+_ADD = inserting(blob, without=("verified_at", "alarm", "read_at", "alarm_at", "read_moment", "verified_moment"))
 _FIND = Prepared(select(blob).where(blob.c.site == bindparam("wanted_site"), blob.c.sha256 == bindparam("wanted")))
 
 

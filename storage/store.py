@@ -16,9 +16,10 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from storage import blob_rows, integrity, inventory, pauses
-from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, boot_id, staging
+from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, staging
 from storage.database.base import Database
 from storage.errors import Conflict
+from storage.moments import boot_id
 from storage.records import UploadRecord
 
 T = TypeVar("T")

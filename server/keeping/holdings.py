@@ -14,8 +14,8 @@ from server.keeping.findings import Finding, fine, warning, wrong
 from server.keeping.manifest import KEYS
 from server.settings import Settings
 from storage import clock, inventory, tokens
-from storage.blobs.base import boot_id
 from storage.errors import StorageError
+from storage.moments import boot_id
 from storage.records import now, timestamp
 from storage.triggers import missing_triggers
 

@@ -16,8 +16,9 @@ from server.sessions.limits import Limits
 from server.sessions.metadata import texts_of, wanted_session
 from server.sessions.schema import NewSession
 from storage import audit, orders, sessions, uploads
-from storage.blobs.base import Piece, Span, boot_id, staging
+from storage.blobs.base import Piece, Span, staging
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound
+from storage.moments import boot_id
 from storage.records import (
     AuditEntry,
     SessionRecord,

@@ -16,8 +16,9 @@ from server.tus.flushing import Flushes
 from server.tus.receiving import Receiver, Terms, Transfer
 from server.tus.rows import Seen, UploadRows, room_of
 from storage import audit
-from storage.blobs.base import Piece, Truncates, boot_id, staging
+from storage.blobs.base import Piece, Truncates, staging
 from storage.errors import Conflict, FlushFailed, NoSpace, NotFound, StorageError
+from storage.moments import boot_id
 from storage.records import UploadRecord, UploadState
 from storage.store import Store
 

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from storage.moments import Moment
 from storage.records import Sha256
 
 OnRead = Callable[[int], None]
@@ -51,7 +51,7 @@ class Piece:
 class Sealed:
     """What sealing gave: the key, digest and size; `existed` when the same bytes were there already.
 
-    `looked_at`: when its address was looked at, or taken: alarms of before are answered, later ones are not.
+    `looked_at`: when its address was looked at, or taken: damage found before is answered, later one is not.
     `head`: the first bytes of the content, where they were at hand, at least HEAD_BYTES unless it is shorter.
     """
 
@@ -60,7 +60,7 @@ class Sealed:
     size_bytes: int
     existed: bool
     head: bytes | None = None
-    looked_at: str = ""
+    looked_at: Moment | None = None
 
 
 HEAD_BYTES = 256
@@ -209,9 +209,3 @@ class Withdraws(Protocol):
         Those that were there before `not_before_s`, in seconds of the epoch, stay.
         """
         ...
-
-
-@cache
-def boot_id() -> str:
-    """The id of this boot of the machine: bytes written before another boot count only if they were flushed."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

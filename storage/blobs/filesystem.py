@@ -32,7 +32,8 @@ from storage.blobs.medium import (
 from storage.blobs.pipeline import BLOCK_BYTES, Buffers, Pipeline
 from storage.blobs.threads import in_thread, shielded
 from storage.errors import DigestMismatch, NoSpace, OffsetMismatch
-from storage.records import Sha256, timestamp
+from storage.moments import moment
+from storage.records import Sha256
 
 RECEIVERS = 128
 """Bodies that flow past the loop at once: each holds three threads meanwhile, none while it waits for its sender."""
@@ -200,7 +201,7 @@ class FilesystemBlobs:
             sync_file(descriptor)
         finally:
             os.close(descriptor)
-        final, looked_at = sealed(key.site, digest), timestamp()
+        final, looked_at = sealed(key.site, digest), moment()
         self._layout.make_fan(final.site)
         existed = link(source, self._layout.name(final), digest)
         head = last.content[:HEAD_BYTES] if last is not None and last.offset == 0 else None
