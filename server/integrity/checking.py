@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from server.errors import RequestError
 from storage import audit, blob_rows, integrity
 from storage.blobs.base import BlobKey, sealed
-from storage.errors import NotFound, StorageError
+from storage.errors import NotAFile, NotFound, StorageError
 from storage.moments import moment
 from storage.records import AuditEntry, Sha256
 from storage.store import Store
@@ -146,6 +146,8 @@ class Checker:
             if await self._digest(key, watch) == key.name:
                 return None
             there = await self._store.blobs.size(key)
+        except NotAFile as error:
+            return f"the bytes are gone: {error}"
         except NotFound:
             return "the bytes are gone"
         except StorageError as error:

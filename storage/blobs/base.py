@@ -72,7 +72,7 @@ SEGMENT_S = 5.0
 class BlobStore(Protocol):
     """Keeps bytes. The caller guarantees one writer per key; keys are made by `staging` and `sealed`.
 
-    Everything raises storage.errors only: NotFound, NoSpace, StorageIO.
+    Everything raises storage.errors only: NotFound (NotAFile where something else lies there), NoSpace, StorageIO.
     """
 
     async def size(self, key: BlobKey) -> int:
@@ -175,7 +175,7 @@ class Lists(Protocol):
         ...
 
     def sizes(self, area: str) -> AsyncIterator[tuple[BlobKey, int]]:
-        """Like `keys`, each with its size in bytes."""
+        """Like `keys`, each with its size in bytes, which is negative where no blob but something else lies there."""
         ...
 
 

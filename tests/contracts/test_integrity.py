@@ -23,7 +23,7 @@ from storage.backends import migrate
 from storage.blobs.base import OnRead, Piece, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
 from storage.database.sqlite import SqliteDatabase
-from storage.errors import StorageError
+from storage.errors import NotAFile, StorageError
 from storage.moments import is_after, moment
 from storage.records import BlobRecord, Sha256, now, timestamp
 from storage.store import Store
@@ -319,6 +319,56 @@ async def test_a_file_that_was_put_back_closes_its_alarm_when_it_is_read_to_its_
     assert await checker.check("default", sha256, Asks.SCRUB)
     assert (await row(store, sha256)).alarm is None
     assert await told(store, sha256) == [("integrity.alarm", "damaged"), ("integrity.repaired", "ok")]
+
+
+# --- what is no file ----------------------------------------------------------------------------------------
+
+
+def be_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def be_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "inside").write_text("somebody's")
+
+
+def lead_away(path: Path) -> None:
+    """A link to the very bytes, elsewhere."""
+    elsewhere = path.parents[3] / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def lead_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("odd", [be_fifo, be_directory, lead_away, lead_nowhere])
+async def test_what_is_no_file_is_damage_and_moves_aside_when_the_bytes_are_sent_again(
+    store: Store, blobs: GatedBlobs, checker: Checker, odd: Callable[[Path], None]
+) -> None:
+    sha256 = await keep(store)
+    path = file_of(blobs, sha256)
+    odd(path)
+    before = path.lstat()
+    assert not await asyncio.wait_for(checker.check("default", sha256, Asks.ACKNOWLEDGE), 5)
+    assert "is no file" in str((await row(store, sha256)).alarm)
+    with pytest.raises(NotAFile):
+        await blobs.size(sealed("default", sha256))
+    with pytest.raises(NotAFile):
+        await anext(blobs.read(sealed("default", sha256)))
+    assert [size async for _, size in blobs.sizes("sealed")] == [-1]
+    assert not blobs.holds(sealed("default", sha256)) and blobs.withdraw(sealed("default", sha256), -1.0) is None
+    await keep(store)
+    assert path.read_bytes() == BYTES and not path.is_symlink() and (await row(store, sha256)).alarm is None
+    aside = next(path.parent.glob(".*.odd-*")).lstat()
+    assert (aside.st_mode, aside.st_ino) == (before.st_mode, before.st_ino)
+    assert [key.name async for key in blobs.keys("sealed")] == [sha256]
+    assert await checker.check("default", sha256, Asks.ACKNOWLEDGE)
 
 
 # --- a clock that is set right ------------------------------------------------------------------------------
