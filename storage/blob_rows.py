@@ -8,8 +8,11 @@ from storage.database.prepared import Prepared, inserting
 from storage.records import BlobRecord, timestamp
 from storage.tables import arrival, blob, image, quarantine, session, upload
 
-_ADD = inserting(blob, without=("verified_at", "alarm", "read_at", "alarm_at"))
+_ADD = inserting(blob, without=("verified_at", "alarm", "read_at", "alarm_at", "read_moment", "verified_moment"))
 _FIND = Prepared(select(blob).where(blob.c.site == bindparam("wanted_site"), blob.c.sha256 == bindparam("wanted")))
+
+OWNERS = (session, upload, image, arrival, quarantine)
+"""The tables that refer to blobs."""
 
 
 def add(tx: Connection, site: str, sha256: str, size_bytes: int) -> None:
@@ -35,11 +38,18 @@ def with_row(tx: Connection, sites: Collection[str], digests: Collection[str]) -
     return {(row.site, row.sha256) for row in tx.execute(named)}
 
 
+def is_owned(tx: Connection, site: str, sha256: str) -> bool:
+    """Whether anything refers to these bytes, whether they have a row or not."""
+    return any(
+        tx.execute(select(table.c.site).where(table.c.site == site, table.c.blob_sha256 == sha256).limit(1)).first()
+        for table in OWNERS)
+
+
 def without_owner(tx: Connection) -> list[tuple[str, str]]:
     """Orphans (contract §6): (site, sha256) of blob rows that nothing refers to."""
     owners = [
         select(table.c.blob_sha256).where(table.c.blob_sha256 == blob.c.sha256, table.c.site == blob.c.site)
-        for table in (session, upload, image, arrival, quarantine)
+        for table in OWNERS
     ]
     query = select(blob.c.site, blob.c.sha256)
     for owner in owners:

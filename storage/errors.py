@@ -4,6 +4,7 @@ StorageError
 ├── Conflict        a compare-and-set found another state
 ├── Refused         a trigger or constraint of the database refused the change
 ├── NotFound        no such row or blob
+│   └── NotAFile    something lies in the place of a blob that is no file
 ├── NoSpace         the medium is full
 ├── StorageIO       the medium failed
 │   └── FlushFailed an fsync failed: what it covered is not known to be durable, never retry it
@@ -37,6 +38,10 @@ class NotFound(StorageError):
 
     code = "not_found"
     retryable = False
+
+
+class NotAFile(NotFound):
+    """What lies in the place of a blob is no file: a directory, a FIFO, a link to elsewhere."""
 
 
 class NoSpace(StorageError):

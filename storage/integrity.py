@@ -2,15 +2,18 @@
 
 An alarm opens when a full reading finds other bytes than were stored. It closes when a later one finds the right bytes,
 or when the same bytes are sealed anew; each is an audit row that names what refers to the blob. Touches no byte.
+What came first is told by moments (storage.moments): a clock that was set right leaves times in the future behind.
 """
 
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from storage import audit
-from storage.records import AuditEntry, BlobRecord, timestamp
+from storage.moments import Moment, is_after, moment, passed_ns
+from storage.records import AuditEntry, BlobRecord, now, timestamp
 from storage.tables import arrival, blob, image, quarantine, readback_wait, session
 
 ALARM, REPAIRED = "integrity.alarm", "integrity.repaired"
@@ -18,6 +21,8 @@ MOST_NAMED = 100
 """Of each kind of a blob's owners, in an audit row."""
 SHOWN = 5
 """Of each kind, in words for people."""
+MEANWHILE = timedelta(seconds=2)
+"""What another process notes while a unit looks is not in the future."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +73,30 @@ def subject_of(sha256: str) -> str:
     return f"blob/{sha256}"
 
 
-def note_read(tx: Connection, site: str, sha256: str, began_at: str, damage: str | None, found_by: str) -> None:
-    """Keep what a reading to the end found, which began at `began_at`: the right bytes, or `damage` in words.
+def note_read(tx: Connection, site: str, sha256: str, began: Moment, damage: str | None, found_by: str) -> None:
+    """Keep what a reading to the end found, which began at `began`: the right bytes, or `damage` in words.
 
     Whoever calls reads this blob alone: readings are noted in the order in which they were made.
     """
-    values = {"read_at": timestamp()} if damage else {"read_at": timestamp(), "verified_at": began_at}
+    values = {"read_at": timestamp(), "read_moment": moment()}
+    if not damage:
+        values |= {"verified_at": values["read_at"], "verified_moment": began}
     tx.execute(update(blob).where(*_is(site, sha256)).values(**values))
     if damage:
         _open(tx, site, sha256, damage, found_by)
     else:
-        _close(tx, site, sha256, began_at, "read again")
+        _close(tx, site, sha256, "read again")
 
 
-def note_sealed_again(tx: Connection, known: BlobRecord, looked_at: str, replaced: bool) -> None:
+def note_sealed_again(tx: Connection, known: BlobRecord, looked_at: Moment | None, replaced: bool) -> None:
     """The bytes of a known blob were sealed once more: at `looked_at` its address held the right ones.
 
-    `replaced`: it had held others, or none. An alarm from after `looked_at` stays open.
+    `replaced`: it had held others, or none. An alarm stays open where a reading found damage after `looked_at`.
     """
     if known.alarm is not None:
-        _close(tx, known.site, known.sha256, looked_at, "sent again")
+        # while it is open, the last reading was one that found damage
+        if passed_ns(known.read_moment) is None or is_after(looked_at, known.read_moment):
+            _close(tx, known.site, known.sha256, "sent again")
     elif replaced:
         _note(tx, REPAIRED, known.site, known.sha256, "ok", how="sent again")  # damage that nobody had found yet
 
@@ -98,9 +107,8 @@ def _open(tx: Connection, site: str, sha256: str, damage: str, found_by: str) ->
         _note(tx, ALARM, site, sha256, "damaged", damage=damage, found_by=found_by)
 
 
-def _close(tx: Connection, site: str, sha256: str, since: str, how: str) -> None:
-    opened_before = blob.c.alarm.is_not(None) & (func.coalesce(blob.c.alarm_at, "") <= since)
-    closed = update(blob).where(*_is(site, sha256), opened_before).values(alarm=None, alarm_at=None)
+def _close(tx: Connection, site: str, sha256: str, how: str) -> None:
+    closed = update(blob).where(*_is(site, sha256), blob.c.alarm.is_not(None)).values(alarm=None, alarm_at=None)
     if tx.execute(closed).rowcount == 1:
         _note(tx, REPAIRED, site, sha256, "ok", how=how)
 
@@ -130,34 +138,42 @@ def alarms(tx: Connection) -> list[BlobRecord]:
     return [BlobRecord(*row) for row in rows]
 
 
-def unread_since(tx: Connection, moment: str, limit: int) -> list[BlobRecord]:
-    """Blobs that nobody read to their end, nor sealed, since `moment`; those left alone longest first."""
-    rows = tx.execute(select(blob).where(_touched() < moment).order_by(_touched(), blob.c.sha256).limit(limit))
+def unread_since(tx: Connection, since: str, limit: int) -> list[BlobRecord]:
+    """Blobs that nobody read to their end, nor sealed, since that time; those left alone longest first.
+
+    A time in the future says that the clock was ahead, and nothing of when they were read: they are among them.
+    """
+    rows = tx.execute(select(blob).where(_untouched(since)).order_by(_touched(), blob.c.sha256).limit(limit))
     return [BlobRecord(*row) for row in rows]
 
 
-def count_unread_since(tx: Connection, moment: str) -> int:
+def count_unread_since(tx: Connection, since: str) -> int:
     """How many `unread_since` would give without a limit."""
-    return int(tx.execute(select(func.count()).select_from(blob).where(_touched() < moment)).scalar_one())
+    return int(tx.execute(select(func.count()).select_from(blob).where(_untouched(since))).scalar_one())
+
+
+def _untouched(since: str) -> Any:  # a condition
+    return (_touched() < since) | (_touched() > timestamp(now() + MEANWHILE))
 
 
 def _touched() -> Any:  # an expression of SQLAlchemy
     return func.coalesce(blob.c.read_at, blob.c.sealed_at)
 
 
-def wait(tx: Connection, site: str, sha256: str, asker: str, asked_at: str, forget_before: str) -> None:
-    """Note that `asker` waits since `asked_at` for a read that takes longer than an answer may.
+def wait(tx: Connection, site: str, sha256: str, asker: str, asked: Moment, forget_before: str) -> None:
+    """Note that `asker` waits since `asked` for a read that takes longer than an answer may.
 
     Rows of others, from before `forget_before`, are dropped.
     """
     tx.execute(delete(readback_wait).where(readback_wait.c.asked_at < forget_before))
     stop_waiting(tx, sha256, asker)
-    tx.execute(insert(readback_wait).values(asker=asker, site=site, sha256=sha256, asked_at=asked_at))
+    tx.execute(insert(readback_wait).values(
+        asker=asker, site=site, sha256=sha256, asked_at=timestamp(), asked_moment=asked))
 
 
-def waits_since(tx: Connection, sha256: str, asker: str) -> str | None:
+def waits_since(tx: Connection, sha256: str, asker: str) -> Moment | None:
     """Since when `asker` waits for a read of that blob; None when it does not."""
-    return tx.execute(select(readback_wait.c.asked_at).where(*_waits(sha256, asker))).scalar()
+    return tx.execute(select(readback_wait.c.asked_moment).where(*_waits(sha256, asker))).scalar()
 
 
 def stop_waiting(tx: Connection, sha256: str, asker: str) -> None:

@@ -199,8 +199,9 @@ class UploadRecord:
 class BlobRecord:
     """A sealed blob; `alarm` says why its bytes are doubted, None while they are not, `alarm_at` since when.
 
-    `read_at`: when it was last read to its end, whatever that found; `verified_at`: when the last such reading
-    that found the right bytes began.
+    `read_at`: when it was last read to its end, whatever that found; `verified_at`: when such a reading last found the
+    right bytes. They are for people. What came after what is told by moments, which no clock moves: `read_moment`, the
+    end of the last reading; `verified_moment`, the beginning of the last one that found the right bytes.
     """
 
     site: str
@@ -211,6 +212,8 @@ class BlobRecord:
     alarm: str | None
     read_at: str | None
     alarm_at: str | None
+    read_moment: str | None
+    verified_moment: str | None
 
 
 @dataclass(frozen=True, slots=True)

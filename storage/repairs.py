@@ -4,6 +4,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from storage import blob_rows, integrity, inventory
 from storage.inventory import KeptBlob, LooseImage
+from storage.moments import moment
 from storage.records import timestamp
 from storage.tables import blob, image, series, study
 
@@ -57,5 +58,5 @@ def doubt(tx: Connection, found: KeptBlob, why: str) -> bool:
         blob_rows.add(tx, found.site, found.sha256, found.size_bytes)
     elif known.alarm is not None:
         return False
-    integrity.note_read(tx, found.site, found.sha256, timestamp(), why, "fsck")
+    integrity.note_read(tx, found.site, found.sha256, moment(), why, "fsck")
     return True

@@ -16,9 +16,10 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from storage import blob_rows, integrity, inventory, pauses
-from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, boot_id, staging
+from storage.blobs.base import BlobKey, BlobStore, Sealed, Withdraws, staging
 from storage.database.base import Database
 from storage.errors import Conflict
+from storage.moments import boot_id
 from storage.records import UploadRecord
 
 T = TypeVar("T")
@@ -71,10 +72,13 @@ class Store:
     def take_back(self, tx: Connection, key: BlobKey, older_than_s: float) -> BlobKey | None:
         """A unit of work: sealed bytes of at least that age that no row names become staged ones of nobody.
 
+        A row is the blob's own, or one of what owns it: that is lost at times, and the bytes may be the last copy then.
         Gives their new key, to be deleted; None where they stay: while a backup copies, and for ever where they were
         there before the database was. Those are another database's, which was lost: rebuild-index reads them.
         """
         if not isinstance(self.blobs, Withdraws) or blob_rows.find(tx, key.site, key.name) is not None:
+            return None
+        if blob_rows.is_owned(tx, key.site, key.name):
             return None
         born_at = inventory.born_at(tx)
         if born_at is None or pauses.cleanup_is_paused(tx):

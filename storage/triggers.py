@@ -59,6 +59,7 @@ WRITE_ONCE: dict[Table, frozenset[str]] = {
 }
 
 APPEND_ONLY = (tables.audit,)
+BLOB_OWNERS = ("session", "upload", "image", "arrival", "quarantine")
 NEVER_DELETED = (
     tables.session, tables.audit, tables.ack, tables.image, tables.signing_key, tables.image_receipt)
 
@@ -125,6 +126,9 @@ def sqlite_triggers() -> Iterator[tuple[str, str]]:
         yield _refuse(f"{table.name}_no_replace", "BEFORE INSERT", table, taken, f"{table.name} rows stay")
         if table not in APPEND_ONLY:
             yield from _no_replace_by_update(table)
+    owned = " OR ".join(
+        f"EXISTS (SELECT 1 FROM {name} WHERE site = OLD.site AND blob_sha256 = OLD.sha256)" for name in BLOB_OWNERS)
+    yield _refuse("blob_owned_no_delete", "BEFORE DELETE", tables.blob, owned, "a blob row stays while it is named")
     for table, columns in IMMUTABLE.items():
         for column in sorted(columns):
             yield _refuse(

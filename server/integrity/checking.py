@@ -19,8 +19,9 @@ from sqlalchemy import Connection
 from server.errors import RequestError
 from storage import audit, blob_rows, integrity
 from storage.blobs.base import BlobKey, sealed
-from storage.errors import NotFound, StorageError
-from storage.records import AuditEntry, Sha256, timestamp
+from storage.errors import NotAFile, NotFound, StorageError
+from storage.moments import moment
+from storage.records import AuditEntry, Sha256
 from storage.store import Store
 
 OF_THIS_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
@@ -127,12 +128,12 @@ class Checker:
 
     async def read(self, site: str, sha256: str, asks: Asks, watch: Watch) -> bool:
         """Like `check`, for who is `alone` already. ReadingEnded; StorageError where nothing can be said."""
-        began_at = timestamp()
+        began = moment()
         damage = await self._damage(sealed(site, sha256), watch)
         is_scrub = asks is Asks.SCRUB
 
         def unit(tx: Connection) -> None:
-            integrity.note_read(tx, site, sha256, began_at, damage, asks)
+            integrity.note_read(tx, site, sha256, began, damage, asks)
             if not is_scrub:  # a scrub reads all there is: only what it finds is a row
                 audit.append(tx, AuditEntry(
                     site, "blob.readback", subject=integrity.subject_of(sha256),
@@ -147,6 +148,8 @@ class Checker:
             if await self._digest(key, watch) == key.name:
                 return None
             there = await self._store.blobs.size(key)
+        except NotAFile as error:
+            return f"the bytes are gone: {error}"
         except NotFound:
             return "the bytes are gone"
         except StorageError as error:

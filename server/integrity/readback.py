@@ -3,7 +3,8 @@
 Facts: a reading counts only for those who asked before it began, for what happened to the bytes meanwhile it may not
 have seen. Whoever asks during one waits for the next, which all who wait share. A large blob takes longer than an
 answer may: then a row keeps since when was asked, the reading goes on, and the same asker, on whatever process, finds
-what it came to. That is used once, and for a minute only.
+what it came to. That is used once, and for a minute only. What came before what is told by moments, never by a clock
+that somebody may set (storage.moments).
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from server.errors import RequestError
 from server.integrity.checking import Asks, Checker, Watch
 from server.worker import Tasks
 from storage import blob_rows, integrity
+from storage.moments import Moment, is_after, moment, passed_ns
 from storage.records import BlobRecord, now, timestamp
 from storage.store import Store
 
@@ -29,7 +31,7 @@ SEND_AGAIN = "keep your copy and send the file again: create_session/ gives a ne
 class _Coming:
     """A reading that waits for its turn: whoever asked until `since` is in time for it."""
 
-    since: str
+    since: Moment
     good: "asyncio.Future[bool] | None" = None
 
 
@@ -49,14 +51,14 @@ class Readback:
 
         RequestError `readback_failed`, `readback_running`; StorageError where nothing can be said of the bytes.
         """
-        asked_at = timestamp()
+        asked = moment()
         waits_since = self._waits_since(sha256, asker)
         if waits_since is not None:
             found = await self._found_since(site, sha256, waits_since)
             if found is not None:
                 await self._answer(sha256, asker, good=found)
                 return
-        since = waits_since or asked_at
+        since = waits_since or asked
         try:
             async with asyncio.timeout(self.WAIT_S):
                 good = await asyncio.shield(self._reading(site, sha256, since, Asks(asks)))
@@ -69,25 +71,25 @@ class Readback:
         elif not good:
             raise _failed()
 
-    def _waits_since(self, sha256: str, asker: str) -> str | None:
+    def _waits_since(self, sha256: str, asker: str) -> Moment | None:
         since = self._store.glance(lambda tx: integrity.waits_since(tx, sha256, asker))
-        return since if since is not None and since >= timestamp(now() - WAITS) else None
+        return since if _is_within(since, WAITS) else None
 
     async def _answer(self, sha256: str, asker: str, *, good: bool) -> None:
         await self._store.write(lambda tx: integrity.stop_waiting(tx, sha256, asker))
         if not good:
             raise _failed()
 
-    async def _found_since(self, site: str, sha256: str, since: str) -> bool | None:
+    async def _found_since(self, site: str, sha256: str, since: Moment) -> bool | None:
         """What a reading found that began after `since` and ended lately; None where there was none."""
         known: BlobRecord | None = await self._store.read(lambda tx: blob_rows.find(tx, site, sha256))
-        if known is None or known.read_at is None or known.read_at < max(since, timestamp(now() - FRESH)):
+        if known is None or not is_after(known.read_moment, since) or not _is_within(known.read_moment, FRESH):
             return None
         if known.alarm is not None:
             return False
-        return True if known.verified_at is not None and known.verified_at > since else None
+        return True if is_after(known.verified_moment, since) else None
 
-    def _reading(self, site: str, sha256: str, since: str, asks: Asks) -> "asyncio.Future[bool]":
+    def _reading(self, site: str, sha256: str, since: Moment, asks: Asks) -> "asyncio.Future[bool]":
         """The next reading of the blob that begins in this process."""
         key = (site, sha256)
         coming = self._coming.get(key)
@@ -108,6 +110,11 @@ class Readback:
         finally:
             if self._coming.get(key) is coming:
                 del self._coming[key]
+
+
+def _is_within(since: str | None, limit: timedelta) -> bool:
+    passed = passed_ns(since)
+    return passed is not None and passed <= limit.total_seconds() * 1e9
 
 
 def _failed() -> RequestError:

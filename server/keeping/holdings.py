@@ -14,8 +14,8 @@ from server.keeping.findings import SEND_AGAIN_OR_PUT_BACK, Finding, fine, warni
 from server.keeping.manifest import KEYS
 from server.settings import Settings
 from storage import clock, figures, integrity, inventory, tokens
-from storage.blobs.base import boot_id
 from storage.errors import StorageError
+from storage.moments import boot_id
 from storage.records import now, timestamp
 from storage.triggers import missing_triggers
 

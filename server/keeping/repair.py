@@ -26,6 +26,8 @@ ACTOR = "command line"
 GRACE_S = 24 * 3600.0
 """How long nobody must have owned bytes before they are freed (contract §1)."""
 
+GIVES_ROW_AGAIN = "the file is there: it is read, and gets its row again if it is whole"
+
 Attributes = tuple[str, str, dict[str, str], dict[str, str]]
 """(Study Instance UID, Series Instance UID, what the study shows, what the series shows) of a DICOM file."""
 ReadAttributes = Callable[[Path], Attributes]
@@ -35,6 +37,7 @@ class Kind(StrEnum):
     """What does not hang together."""
 
     FILE_WITHOUT_ROW = "file without row"
+    ROW_LOST = "file whose row was lost"
     BLOB_WITHOUT_OWNER = "blob without owner"
     SESSION_WITHOUT_BLOB = "stored session without its blob"
     SESSION_WITHOUT_IMAGE = "stored session without its image"
@@ -75,7 +78,9 @@ class Repairer:
         rows = await self._store.read(blob_rows.keys)
         for site, sha256 in await self._store.read(blob_rows.without_owner):
             yield self._without_owner(site, sha256)
+        told = set()
         for session in await self._store.read(inventory.stored_sessions_without_rows):
+            told.add((session.site, session.blob_sha256))
             yield self._session(session, sizes)
         for loose in await self._store.read(inventory.images_without_series):
             yield self._loose(loose)
@@ -85,7 +90,10 @@ class Repairer:
             yield Case(Kind.GONE, subject, "a person: somebody opened the lock on history, for no such row is ever "
                        "deleted: run packhorse audit verify, find out who it was, and restore a backup", None)
         for site, sha256 in sizes.keys() - rows:
-            yield await self._without_row(sealed(site, sha256))
+            if not await self._store.read(lambda tx, site=site, sha256=sha256: blob_rows.is_owned(tx, site, sha256)):  # type: ignore[misc]
+                yield await self._without_row(sealed(site, sha256))
+            elif (site, sha256) not in told:
+                yield self._row_lost(site, sha256, sizes[site, sha256])
 
     async def _files(self) -> dict[tuple[str, str], int]:
         """The size of every sealed file, in bytes."""
@@ -152,29 +160,35 @@ class Repairer:
         if size is None:
             return self._alarm(found, "the row and the file are gone")
 
-        async def mend() -> bool:
-            try:
-                if await self._store.blobs.digest(sealed(found.site, found.sha256)) != found.sha256:
-                    return await self._mended(
-                        found.site, Kind.SESSION_WITHOUT_BLOB, lost.session_id,
-                        lambda tx: repairs.doubt(tx, found, "the bytes are not those that were stored"))
-            except StorageError:
-                return False
-            whole = KeptBlob(found.site, found.sha256, size)
-            return await self._mended(found.site, Kind.SESSION_WITHOUT_BLOB, lost.session_id,
-                                      lambda tx: repairs.tell_of(tx, whole))
+        return Case(Kind.SESSION_WITHOUT_BLOB, lost.session_id, GIVES_ROW_AGAIN,
+                    lambda: self._tell_of(Kind.SESSION_WITHOUT_BLOB, lost.session_id, found, size))
 
-        return Case(Kind.SESSION_WITHOUT_BLOB, lost.session_id,
-                    "the file is there: it is read, and gets its row again if it is whole", mend)
+    def _row_lost(self, site: str, sha256: str, size: int) -> Case:
+        subject, found = f"blob/{sha256}", KeptBlob(site, sha256, size)
+        return Case(Kind.ROW_LOST, subject, GIVES_ROW_AGAIN,
+                    lambda: self._tell_of(Kind.ROW_LOST, subject, found, size))
+
+    async def _tell_of(self, kind: Kind, subject: str, found: KeptBlob, size: int) -> bool:
+        """Read the file, of that size now, and give it its row again: with the alarm where it is not `found`."""
+        try:
+            digest = await self._store.blobs.digest(sealed(found.site, found.sha256))
+        except StorageError:
+            return False
+        if digest != found.sha256:
+            return await self._mended(found.site, kind, subject, lambda tx: repairs.doubt(
+                tx, found, "the bytes are not those that were stored"))
+        whole = KeptBlob(found.site, found.sha256, size)
+        return await self._mended(found.site, kind, subject, lambda tx: repairs.tell_of(tx, whole))
 
     def _loose(self, loose: LooseImage) -> Case:
         subject = f"image/{loose.image_id}"
 
         async def mend() -> bool:
             try:
+                await self._store.blobs.size(sealed(loose.site, loose.blob_sha256))  # NotFound also for what is no file
                 study, series, *attributes = self._read_attributes(
                     self._path_of(sealed(loose.site, loose.blob_sha256)))
-            except (OSError, ValueError):
+            except (OSError, ValueError, NotFound):
                 return False
             if (study, series) != (loose.study_instance_uid, loose.series_instance_uid):
                 return False

@@ -6,6 +6,7 @@ tells.
 """
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import structlog
 
 from storage import blob_rows
 from storage.blobs.base import LocalPath, sealed, staging
+from storage.blobs.medium import open_file
 from storage.errors import StorageError
 from storage.records import ImageRecord, Sha256
 from storage.store import Store
@@ -50,7 +52,7 @@ async def heal(store: Store, image: ImageRecord, good: Path, dataset_offset: int
 
 
 async def _joined(front: Path, front_bytes: int, rest: Path, rest_offset: int) -> AsyncIterator[bytes]:
-    with front.open("rb", buffering=0) as file:
+    with os.fdopen(open_file(front), "rb", buffering=0) as file:
         yield await asyncio.to_thread(file.read, front_bytes)
     with rest.open("rb", buffering=0) as file:
         file.seek(rest_offset)

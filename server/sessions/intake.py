@@ -17,8 +17,9 @@ from server.sessions.metadata import texts_of, wanted_session
 from server.sessions.refusals import note_refusal
 from server.sessions.schema import NewSession
 from storage import audit, orders, sessions, uploads
-from storage.blobs.base import Piece, Span, boot_id, staging
+from storage.blobs.base import Piece, Span, staging
 from storage.errors import Conflict, DigestMismatch, FlushFailed, NoSpace, NotFound
+from storage.moments import boot_id
 from storage.records import (
     AuditEntry,
     SessionRecord,

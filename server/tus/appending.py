@@ -18,8 +18,9 @@ from server.tus.gaps import Gaps
 from server.tus.receiving import Receiver, Terms, Transfer
 from server.tus.rows import Seen, UploadRows, alive, room_of
 from storage import audit
-from storage.blobs.base import Piece, Truncates, boot_id, staging
+from storage.blobs.base import Piece, Truncates, staging
 from storage.errors import Conflict, FlushFailed, NoSpace, NotFound, StorageError
+from storage.moments import boot_id
 from storage.records import UploadRecord, UploadState
 from storage.store import Store
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from server.admission import LimitsUploads, Standing, UploadPolicy
 from server.errors import AppError, RequestError, SessionFailure
 from storage import audit, uploads
-from storage.blobs.base import boot_id
+from storage.moments import boot_id
 from storage.records import AuditEntry, UploadRecord, UploadState, now, timestamp
 from storage.store import Store
 

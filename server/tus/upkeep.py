@@ -1,6 +1,7 @@
 """What is done about uploads without being asked: at start, after a crash, and when their time is over."""
 
 import time
+from contextlib import suppress
 
 import structlog
 
@@ -13,7 +14,7 @@ from server.tus.rows import UploadRows
 from server.tus.uploads import Uploads
 from storage import blob_rows, uploads
 from storage.blobs.base import Ages, BlobKey, Lists, sealed, staging
-from storage.errors import StorageError
+from storage.errors import NotAFile, StorageError
 from storage.records import UploadRecord, UploadState
 from storage.store import Store
 
@@ -23,6 +24,7 @@ FRESH_S = 60.0
 """Bytes younger than this may not be in the row yet."""
 BATCH = 500
 """Sealed keys that are looked up at once."""
+GIVE_ROW_AGAIN = "run packhorse fsck --repair: it reads the file and gives it its row again"
 ABANDONED_S = 24 * 3600.0
 """What nobody has written to for so long, and no row names, belongs to nobody."""
 
@@ -51,12 +53,15 @@ class Upkeep:
         untold: list[tuple[UploadRecord, int]] = []
         async for key in self._store.blobs.keys("staging"):
             owner = await self._store.read(lambda tx, key=key: uploads.find(tx, key.name))  # type: ignore[misc]
-            if owner is None:
-                await self._forget_seal(key)
-            if owner is None or (owner.state is not UploadState.OPEN and owner.gone_reason != "STAGING_LOST"):
-                await self._store.blobs.delete(key)
-            elif owner.state is UploadState.OPEN and is_open(owner, held := await self._store.held_bytes(owner)):
-                untold.append((owner, held))
+            try:
+                if owner is None:
+                    await self._forget_seal(key)
+                if owner is None or (owner.state is not UploadState.OPEN and owner.gone_reason != "STAGING_LOST"):
+                    await self._store.blobs.delete(key)
+                elif owner.state is UploadState.OPEN and is_open(owner, held := await self._store.held_bytes(owner)):
+                    untold.append((owner, held))
+            except NotAFile as error:  # somebody put it there: it is theirs to take away
+                log.warning("staging.odd", name=key.name, reason=str(error))
         await self._gaps.tell_crashed(untold)
 
     async def _forget_seal(self, key: BlobKey) -> None:
@@ -76,7 +81,8 @@ class Upkeep:
         async for key in blobs.keys("staging"):
             owner = await self._store.read(lambda tx, key=key: uploads.find(tx, key.name))  # type: ignore[misc]
             if owner is None and await blobs.age_s(key) > ABANDONED_S:
-                await self._store.blobs.delete(key)
+                with suppress(NotAFile):  # the next start tells of it
+                    await self._store.blobs.delete(key)
         batch: list[BlobKey] = []
         async for key in blobs.keys("sealed"):
             batch.append(key)
@@ -86,7 +92,10 @@ class Upkeep:
         await self._free_unnamed(batch, blobs)
 
     async def _free_unnamed(self, keys: list[BlobKey], blobs: Ages) -> None:
-        """Free those sealed bytes of `keys` that no row names; see storage.store for why that is safe."""
+        """Free those sealed bytes of `keys` that no row names; see storage.store for why that is safe.
+
+        Where only the blob's own row was lost they stay, which the log tells.
+        """
         sites, digests = {key.site for key in keys}, {key.name for key in keys}
         named = await self._store.read(lambda tx: blob_rows.with_row(tx, sites, digests))
         for key in keys:
@@ -96,6 +105,8 @@ class Upkeep:
             if freed is not None:
                 log.info("blob.freed", sha256=key.name)
                 await self._store.blobs.delete(freed)
+            elif await self._store.read(lambda tx, key=key: blob_rows.is_owned(tx, key.site, key.name)):  # type: ignore[misc]
+                log.warning("blob.row_lost", sha256=key.name, advice=GIVE_ROW_AGAIN)
 
     async def finish_left(self) -> None:
         """Finish uploads whose last byte came before a crash of the process that took it; free what nobody owns."""

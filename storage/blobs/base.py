@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from storage.moments import Moment
 from storage.records import Sha256
 
 OnRead = Callable[[int], None]
@@ -51,7 +51,7 @@ class Piece:
 class Sealed:
     """What sealing gave: the key, digest and size; `existed` when the same bytes were there already.
 
-    `looked_at`: when its address was looked at, or taken: alarms of before are answered, later ones are not.
+    `looked_at`: when its address was looked at, or taken: damage found before is answered, later one is not.
     `head`: the first bytes of the content, where they were at hand, at least HEAD_BYTES unless it is shorter.
     """
 
@@ -60,7 +60,7 @@ class Sealed:
     size_bytes: int
     existed: bool
     head: bytes | None = None
-    looked_at: str = ""
+    looked_at: Moment | None = None
 
 
 HEAD_BYTES = 256
@@ -72,7 +72,7 @@ SEGMENT_S = 5.0
 class BlobStore(Protocol):
     """Keeps bytes. The caller guarantees one writer per key; keys are made by `staging` and `sealed`.
 
-    Everything raises storage.errors only: NotFound, NoSpace, StorageIO.
+    Everything raises storage.errors only: NotFound (NotAFile where something else lies there), NoSpace, StorageIO.
     """
 
     async def size(self, key: BlobKey) -> int:
@@ -175,7 +175,7 @@ class Lists(Protocol):
         ...
 
     def sizes(self, area: str) -> AsyncIterator[tuple[BlobKey, int]]:
-        """Like `keys`, each with its size in bytes."""
+        """Like `keys`, each with its size in bytes, which is negative where no blob but something else lies there."""
         ...
 
 
@@ -209,9 +209,3 @@ class Withdraws(Protocol):
         Those that were there before `not_before_s`, in seconds of the epoch, stay.
         """
         ...
-
-
-@cache
-def boot_id() -> str:
-    """The id of this boot of the machine: bytes written before another boot count only if they were flushed."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.blobs.medium import READ_BYTES, storage_errors, sync_file, write_all
+from storage.blobs.medium import READ_BYTES, open_file, status_of_file, storage_errors, sync_file, write_all
 from storage.errors import DigestMismatch, NotFound
 from storage.records import Sha256
 
@@ -28,7 +28,7 @@ class Copied:
 def copy_file(source: Path, target: Path, expected: Sha256 | None = None) -> Copied:
     """Copy by reading and writing, 0600, fsynced; the name is durable once its folder was synced.
 
-    DigestMismatch when `expected` is given and what was read differs; NotFound, NoSpace, StorageIO.
+    DigestMismatch when `expected` is given and what was read differs; NotFound, NotAFile, NoSpace, StorageIO.
     """
     partial = target.with_name(target.name + PARTIAL)
     digest, size = hashlib.sha256(), 0
@@ -36,7 +36,7 @@ def copy_file(source: Path, target: Path, expected: Sha256 | None = None) -> Cop
         try:
             writing = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                with source.open("rb", buffering=0) as reading:
+                with os.fdopen(open_file(source), "rb", buffering=0) as reading:
                     os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
                     buffer = bytearray(READ_BYTES)
                     while count := reading.readinto(buffer):
@@ -60,18 +60,19 @@ def link_file(source: Path, target: Path) -> Copied | None:
     """Give `source` a second name; None where the two are not on one medium, or it knows no second names."""
     with storage_errors():
         try:
+            status_of_file(source)
             os.link(source, target)
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
                 return None
             raise
-        return Copied(None, target.stat().st_size)
+        return Copied(None, size_of(target) or 0)
 
 
 def size_of(path: Path) -> int | None:
-    """The size in bytes of a file; None where there is none."""
+    """The size in bytes of a file; None where there is none, or something else."""
     try:
         with storage_errors():
-            return path.stat().st_size
+            return status_of_file(path).st_size
     except NotFound:
         return None

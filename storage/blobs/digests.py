@@ -6,7 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from storage.blobs.base import BlobKey, OnRead
-from storage.blobs.medium import READ_BYTES
+from storage.blobs.medium import READ_BYTES, open_file
 from storage.records import Sha256
 
 
@@ -38,9 +38,9 @@ class RunningDigests:
 
 
 def digest_of(path: Path | str, *, from_medium: bool, on_read: OnRead | None = None) -> tuple[Sha256, int]:
-    """The digest and size of a file; `from_medium` asks the page cache to let it go first."""
+    """The digest and size of a file; `from_medium` asks the page cache to let it go first. OSError, NotAFile."""
     digest, size = hashlib.sha256(), 0
-    with Path(path).open("rb", buffering=0) as file:
+    with os.fdopen(open_file(path), "rb", buffering=0) as file:
         if from_medium:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         buffer = bytearray(READ_BYTES)

@@ -23,7 +23,9 @@ from storage.blobs.medium import (
     Buffer,
     check_end,
     free_bytes,
+    open_file,
     open_past_cache,
+    status_of_file,
     storage_errors,
     sync_directory,
     sync_file,
@@ -31,8 +33,9 @@ from storage.blobs.medium import (
 )
 from storage.blobs.pipeline import BLOCK_BYTES, Buffers, Pipeline
 from storage.blobs.threads import in_thread, shielded
-from storage.errors import DigestMismatch, NoSpace, OffsetMismatch
-from storage.records import Sha256, timestamp
+from storage.errors import DigestMismatch, NoSpace, NotAFile, OffsetMismatch
+from storage.moments import moment
+from storage.records import Sha256
 
 RECEIVERS = 128
 """Bodies that flow past the loop at once: each holds three threads meanwhile, none while it waits for its sender."""
@@ -63,7 +66,7 @@ class FilesystemBlobs:
         """The file's size in bytes."""
         with storage_errors():
             try:
-                return os.stat(self._layout.name(key)).st_size  # noqa: PTH116 - see Layout.name
+                return status_of_file(self._layout.name(key)).st_size
             except FileNotFoundError:
                 if key.area == "staging":
                     return 0
@@ -78,7 +81,7 @@ class FilesystemBlobs:
         """The staged file, ready to be written at its end."""
         path = self._layout.name(key)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            descriptor = open_file(path, os.O_WRONLY)
         except FileNotFoundError:
             if offset != 0:
                 raise
@@ -129,7 +132,7 @@ class FilesystemBlobs:
         """fdatasync, and the name of a file that is new."""
 
         def work() -> None:
-            descriptor = os.open(self._layout.name(key), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_file(self._layout.name(key))
             try:
                 self._flush_all(descriptor, key)
             finally:
@@ -184,7 +187,7 @@ class FilesystemBlobs:
 
     def _seal(self, key: BlobKey, expected: Sha256 | None, last: Piece | None) -> Sealed:
         source = self._layout.name(key)
-        descriptor = self._open(key, last.offset) if last is not None else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = self._open(key, last.offset) if last is not None else open_file(source)
         try:
             running = None
             if last is not None:
@@ -200,7 +203,7 @@ class FilesystemBlobs:
             sync_file(descriptor)
         finally:
             os.close(descriptor)
-        final, looked_at = sealed(key.site, digest), timestamp()
+        final, looked_at = sealed(key.site, digest), moment()
         self._layout.make_fan(final.site)
         existed = link(source, self._layout.name(final), digest)
         head = last.content[:HEAD_BYTES] if last is not None and last.offset == 0 else None
@@ -208,18 +211,18 @@ class FilesystemBlobs:
 
     async def read(self, key: BlobKey, span: Span | None = None) -> AsyncIterator[bytes]:
         """Read 1 MiB at a time in a thread."""
-        file = await in_thread(lambda: self.path(key).open("rb", buffering=0))
+        descriptor = await in_thread(lambda: open_file(self._layout.name(key)))
         try:
             position = span.start if span else 0
             while True:
                 count = READ_BYTES if span is None else min(READ_BYTES, span.stop - position)
-                chunk = await in_thread(lambda: os.pread(file.fileno(), count, position))  # noqa: B023 - awaited here
+                chunk = await in_thread(lambda: os.pread(descriptor, count, position))  # noqa: B023 - awaited here
                 if not chunk:
                     return
                 position += len(chunk)
                 yield chunk
         finally:
-            file.close()
+            os.close(descriptor)
 
     async def digest(self, key: BlobKey, on_read: OnRead | None = None) -> Sha256:
         """SHA-256 after the page cache was asked to let the file go."""
@@ -230,15 +233,25 @@ class FilesystemBlobs:
 
         def work() -> None:
             self._digests.forget(key)
-            with self.path(key).open("r+b") as file:
-                file.truncate(size_bytes)
-                sync_file(file.fileno())
+            descriptor = open_file(self._layout.name(key), os.O_RDWR)
+            try:
+                os.ftruncate(descriptor, size_bytes)
+                sync_file(descriptor)
+            finally:
+                os.close(descriptor)
 
         await in_thread(work)
 
     async def delete(self, key: BlobKey) -> None:
-        """Unlink the file."""
-        await in_thread(lambda: self.path(key).unlink(missing_ok=True))
+        """Unlink the file; a directory stays: NotAFile."""
+
+        def work() -> None:
+            try:
+                self.path(key).unlink(missing_ok=True)
+            except IsADirectoryError:
+                raise NotAFile("a directory is never taken away") from None
+
+        await in_thread(work)
 
     def discard(self, key: BlobKey) -> None:
         """Unlink the file a moment later, together with others."""
@@ -261,7 +274,7 @@ class FilesystemBlobs:
 
         def work() -> float:
             try:
-                return time.time() - self.path(key).stat().st_ctime
+                return time.time() - self.path(key).lstat().st_ctime
             except FileNotFoundError:
                 return 0.0
 
@@ -278,19 +291,22 @@ class FilesystemBlobs:
 
     def holds(self, key: BlobKey) -> bool:
         """Whether the file is there."""
-        return os.path.exists(self._layout.name(key))  # noqa: PTH110 - see Layout.name
+        try:
+            return status_of_file(self._layout.name(key)) is not None
+        except (OSError, NotAFile):
+            return False
 
     def withdraw(self, key: BlobKey, older_than_s: float, not_before_s: float = 0.0) -> BlobKey | None:
         """One rename: freeing the blocks of a long file takes too long for a transaction."""
         aside = staging(key.site, f"{key.name}.withdrawn")
         with storage_errors():
             try:
-                changed_s = self.path(key).stat().st_ctime
+                changed_s = status_of_file(self._layout.name(key)).st_ctime
                 if time.time() - changed_s < older_than_s or changed_s < not_before_s:
                     return None
                 self._layout.make_staging(key.site)
                 self.path(key).rename(self.path(aside))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotAFile):
                 return None
         return aside
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from storage.blobs.base import BlobKey
 from storage.blobs.threads import in_thread
 
+NO_SIZE = -1
+"""Of what lies in the place of a blob and is no file: no blob has that size."""
+
 
 async def keys(root: Path, area: str) -> AsyncIterator[BlobKey]:
     """The key of every file."""
@@ -18,7 +21,7 @@ async def keys(root: Path, area: str) -> AsyncIterator[BlobKey]:
 
 
 async def sizes(root: Path, area: str) -> AsyncIterator[tuple[BlobKey, int]]:
-    """The key of every file, and its size in bytes."""
+    """The key of every file, and its size in bytes; NO_SIZE of what is no file."""
     async for site, folder in _folders(root, area):
         for name, size in await in_thread(lambda folder=folder: _sizes(folder)):  # type: ignore[misc]
             yield BlobKey(area, site, name), size
@@ -37,5 +40,7 @@ def _sizes(folder: Path) -> list[tuple[str, int]]:
         for entry in entries:
             with suppress(FileNotFoundError):  # it was taken away meanwhile
                 if not entry.name.startswith("."):
-                    found.append((entry.name, entry.stat().st_size))
+                    found.append((
+                        entry.name,
+                        entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else NO_SIZE))
     return found

@@ -2,15 +2,17 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from storage.durations import FLUSHES
-from storage.errors import Conflict, FlushFailed, NoSpace, NotFound, OffsetMismatch, StorageIO
+from storage.errors import Conflict, FlushFailed, NoSpace, NotAFile, NotFound, OffsetMismatch, StorageIO
 
 Buffer = bytes | memoryview
 READ_BYTES = 1024 * 1024
+NO_FILE = "what lies in its place is no file"
 
 
 @contextmanager
@@ -26,6 +28,28 @@ def storage_errors() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace("the disk is full") from error
         raise StorageIO(f"the file system failed: {errno.errorcode.get(error.errno or 0, 'unknown')}") from error
+
+
+def open_file(path: Path | str, mode: int = os.O_RDONLY) -> int:
+    """Open a file, and nothing else: a FIFO would be waited for, a link may lead anywhere. OSError, NotAFile."""
+    try:
+        descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV):
+            raise NotAFile(NO_FILE) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFile(NO_FILE)
+    return descriptor
+
+
+def status_of_file(path: Path | str) -> os.stat_result:
+    """Its size and times, where it is a file, not followed. OSError, NotAFile."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAFile(NO_FILE)
+    return status
 
 
 def check_end(descriptor: int, offset: int) -> None:

@@ -114,6 +114,59 @@ def test_once_the_bytes_are_damaged_no_ack_permits_deletion_and_a_resend_puts_th
     assert server.command("fsck").returncode == server.command("audit", "verify").returncode == 0
 
 
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def link(path: Path) -> None:
+    path.rename(path.parents[5] / "elsewhere")
+    path.symlink_to(path.parents[5] / "elsewhere")
+
+
+@pytest.mark.parametrize("odd", [fifo, directory, link])
+def test_what_is_no_file_holds_nothing_up_and_gives_way_to_a_resend(
+    tmp_path: Path, content: bytes, odd: Callable[[Path], None]
+) -> None:
+    server = Server(tmp_path / "server").start()
+    try:
+        session = stored(server, content)
+        odd(blob_of(server, content))
+        fsck = server.command("fsck")
+        assert fsck.returncode == 1 and "has another size" in fsck.stdout
+        assert acknowledge(server, session).json()["code"] == "readback_failed"
+        assert server.api("GET", f"/images/{session['server_image_id']}/file").status_code == 503
+        began_s = time.monotonic()
+        again = stored(server, content)
+        assert again["status"] == "SYNCED" and acknowledge(server, again).json()["safe_to_delete_local"] is True
+        assert server.command("fsck").returncode == 0 and time.monotonic() - began_s < 20
+    finally:
+        server.stop()
+
+
+def test_after_the_clock_was_set_right_no_ack_rests_on_a_reading_of_tomorrow(server: Server, content: bytes) -> None:
+    session = stored(server, content, device_id="tab1")
+    assert acknowledge(server, session).json()["safe_to_delete_local"] is True
+    tomorrow = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 day')"
+
+    def note(*columns: str) -> None:
+        with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database, database:
+            database.execute(f"UPDATE blob SET {', '.join(f'{column} = {tomorrow}' for column in columns)}")
+
+    note("sealed_at", "read_at", "verified_at")
+    os.truncate(blob_of(server, content), 100)
+    for device in ("tab1", "tab2"):
+        assert acknowledge(server, session, device_id=device).json()["code"] == "readback_failed"
+    note("read_at", "alarm_at")
+    assert acknowledge(server, stored(server, content, device_id="tab1")).json()["safe_to_delete_local"] is True
+    assert [one["how"] for one in audited(server, "integrity.repaired")] == ["sent again"]
+
+
 @pytest.mark.peers
 def test_an_alarm_that_a_scrub_found_on_an_image_of_another_door_holds_for_every_session_on_it(
     server: Server, tmp_path: Path

@@ -23,7 +23,8 @@ from storage.backends import migrate
 from storage.blobs.base import OnRead, Piece, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
 from storage.database.sqlite import SqliteDatabase
-from storage.errors import StorageError
+from storage.errors import NotAFile, StorageError
+from storage.moments import is_after, moment
 from storage.records import BlobRecord, Sha256, now, timestamp
 from storage.store import Store
 from tests.support import eventually
@@ -198,8 +199,8 @@ async def test_what_a_long_reading_found_is_no_answer_to_another_device_nor_late
     file_of(blobs, sha256).write_bytes(BYTES)
     begun = blobs.begun
     monkeypatch.setattr("server.integrity.readback.FRESH", timedelta(0))
-    moment = timestamp(now())
-    await store.write(lambda tx: integrity.wait(tx, "default", sha256, "tab3", moment, "2020"))
+    asked = moment()
+    await store.write(lambda tx: integrity.wait(tx, "default", sha256, "tab3", asked, "2020"))
     await asyncio.sleep(0.01)
     await readback.verify("default", sha256, "tab3", "acknowledge")
     assert blobs.begun == begun + 1  # what is too old is read again
@@ -323,7 +324,7 @@ async def test_an_alarm_from_after_the_bytes_were_sealed_again_stays_open(
 ) -> None:
     sha256 = await keep(store)
     again = await blobs.seal(staging("default", "again"), None, Piece(0, BYTES))
-    await eventually(lambda: timestamp() > again.looked_at)
+    await eventually(lambda: is_after(moment(), again.looked_at))
     flip(file_of(blobs, sha256))
     assert not await checker.check("default", sha256, Asks.SCRUB)
     await store.write(lambda tx: store.keep(tx, again))
@@ -341,6 +342,158 @@ async def test_a_file_that_was_put_back_closes_its_alarm_when_it_is_read_to_its_
     assert await checker.check("default", sha256, Asks.SCRUB)
     assert (await row(store, sha256)).alarm is None
     assert await told(store, sha256) == [("integrity.alarm", "damaged"), ("integrity.repaired", "ok")]
+
+
+# --- what is no file ----------------------------------------------------------------------------------------
+
+
+def be_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def be_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "inside").write_text("somebody's")
+
+
+def lead_away(path: Path) -> None:
+    """A link to the very bytes, elsewhere."""
+    elsewhere = path.parents[3] / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def lead_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("odd", [be_fifo, be_directory, lead_away, lead_nowhere])
+async def test_what_is_no_file_is_damage_and_moves_aside_when_the_bytes_are_sent_again(
+    store: Store, blobs: GatedBlobs, checker: Checker, odd: Callable[[Path], None]
+) -> None:
+    sha256 = await keep(store)
+    path = file_of(blobs, sha256)
+    odd(path)
+    before = path.lstat()
+    assert not await asyncio.wait_for(checker.check("default", sha256, Asks.ACKNOWLEDGE), 5)
+    assert "is no file" in str((await row(store, sha256)).alarm)
+    with pytest.raises(NotAFile):
+        await blobs.size(sealed("default", sha256))
+    with pytest.raises(NotAFile):
+        await anext(blobs.read(sealed("default", sha256)))
+    assert [size async for _, size in blobs.sizes("sealed")] == [-1]
+    assert not blobs.holds(sealed("default", sha256)) and blobs.withdraw(sealed("default", sha256), -1.0) is None
+    await keep(store)
+    assert path.read_bytes() == BYTES and not path.is_symlink() and (await row(store, sha256)).alarm is None
+    aside = next(path.parent.glob(".*.odd-*")).lstat()
+    assert (aside.st_mode, aside.st_ino) == (before.st_mode, before.st_ino)
+    assert [key.name async for key in blobs.keys("sealed")] == [sha256]
+    assert await checker.check("default", sha256, Asks.ACKNOWLEDGE)
+
+
+# --- a clock that is set right ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets how many seconds the clock is ahead."""
+    right, ahead_ns = time.time_ns, [0]
+    monkeypatch.setattr("time.time_ns", lambda: right() + ahead_ns[0])
+
+    def set_ahead(seconds: float) -> None:
+        ahead_ns[0] = round(seconds * 1e9)
+
+    return set_ahead
+
+
+DAY_S = 86400.0
+
+
+async def test_a_reading_of_a_clock_that_was_ahead_answers_nobody_who_asks_after_it_was_set_right(
+    store: Store, blobs: GatedBlobs, readback: Readback, clock: Callable[[float], None]
+) -> None:
+    clock(DAY_S)
+    sha256 = await keep(store)
+    await readback.verify("default", sha256, "tab1", "acknowledge")
+    clock(0)
+    cut(file_of(blobs, sha256))
+    for device in ("tab1", "tab2"):
+        assert (await refused(readback.verify("default", sha256, device, "acknowledge"))).code == "readback_failed"
+    assert blobs.begun == 3
+
+
+async def test_who_waits_while_the_clock_is_set_back_gets_what_its_own_reading_found(
+    store: Store, blobs: GatedBlobs, readback: Readback, clock: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock(DAY_S)
+    sha256 = await keep(store)
+    monkeypatch.setattr(Readback, "WAIT_S", 0.05)
+    blobs.gate.clear()
+    assert (await refused(readback.verify("default", sha256, "tab1", "acknowledge"))).code == "readback_running"
+    clock(0)
+    blobs.gate.set()
+    await eventually(lambda: store.glance(lambda tx: blob_rows.find(tx, "default", sha256)).read_at is not None)  # type: ignore[union-attr]
+    monkeypatch.setattr(Readback, "WAIT_S", 10.0)
+    await readback.verify("default", sha256, "tab1", "acknowledge")
+    assert blobs.begun == 1
+
+
+async def test_what_was_read_before_the_machine_was_started_anew_answers_nobody(
+    store: Store, blobs: GatedBlobs, readback: Readback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = await keep(store)
+    await readback.verify("default", sha256, "tab1", "acknowledge")
+    monkeypatch.setattr("storage.moments.boot_id", lambda: "another")
+    cut(file_of(blobs, sha256))
+    assert (await refused(readback.verify("default", sha256, "tab1", "acknowledge"))).code == "readback_failed"
+    monkeypatch.setattr("storage.moments.boot_id", lambda: "a third one")
+    assert await keep(store) == sha256 and (await row(store, sha256)).alarm is None
+
+
+async def test_an_alarm_that_was_raised_while_the_clock_was_ahead_closes_when_the_bytes_are_sent_again(
+    store: Store, blobs: GatedBlobs, checker: Checker, clock: Callable[[float], None]
+) -> None:
+    clock(DAY_S)
+    sha256 = await keep(store)
+    flip(file_of(blobs, sha256))
+    assert not await checker.check("default", sha256, Asks.ACKNOWLEDGE)
+    clock(0)
+    await keep(store)
+    assert (await row(store, sha256)).alarm is None
+    assert await told(store, sha256) == [
+        ("integrity.alarm", "damaged"), ("blob.readback", "damaged"), ("integrity.repaired", "ok")]
+
+
+async def test_an_alarm_stays_open_where_damage_was_found_once_more_after_the_bytes_were_sealed_again(
+    store: Store, blobs: GatedBlobs, checker: Checker
+) -> None:
+    sha256 = await keep(store)
+    flip(file_of(blobs, sha256))
+    assert not await checker.check("default", sha256, Asks.SCRUB)
+    again = await blobs.seal(staging("default", "again"), None, Piece(0, BYTES))
+    flip(file_of(blobs, sha256))
+    assert not await checker.check("default", sha256, Asks.SCRUB)
+    await store.write(lambda tx: store.keep(tx, again))
+    assert (await row(store, sha256)).alarm is not None
+
+
+async def test_a_scrub_reads_what_was_stored_or_read_in_the_future(
+    store: Store, blobs: GatedBlobs, checker: Checker, clock: Callable[[float], None]
+) -> None:
+    clock(DAY_S)
+    kept = [await keep(store, bytes([number])) for number in range(3)]
+    assert await checker.check("default", kept[0], Asks.ACKNOWLEDGE)
+    clock(0)
+    for sha256 in kept:
+        flip(file_of(blobs, sha256))
+    await scrubber_of(store, checker).sweep()
+    assert {one.sha256 for one in await store.read(integrity.alarms)} == set(kept) and blobs.begun == 4
+    await scrubber_of(store, checker).sweep()
+    assert blobs.begun == 4
 
 
 # --- the scrub ----------------------------------------------------------------------------------------------

@@ -11,7 +11,15 @@ import pytest
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Table, create_engine
 
 from storage.backends import migrate
-from storage.triggers import APPEND_ONLY, IMMUTABLE, NEVER_DELETED, WRITE_ONCE, missing_triggers, sqlite_triggers
+from storage.triggers import (
+    APPEND_ONLY,
+    BLOB_OWNERS,
+    IMMUTABLE,
+    NEVER_DELETED,
+    WRITE_ONCE,
+    missing_triggers,
+    sqlite_triggers,
+)
 
 GUARDED = sorted({*APPEND_ONLY, *NEVER_DELETED, *IMMUTABLE, *WRITE_ONCE}, key=lambda table: table.name)
 
@@ -174,3 +182,18 @@ def missing(path: Path) -> list[str]:
             return missing_triggers(connection)
     finally:
         engine.dispose()
+
+
+@pytest.mark.parametrize("owner", ["session", "upload", "image", "arrival", "quarantine"])
+def test_the_row_of_a_blob_that_is_named_stays(database: sqlite3.Connection, owner: str) -> None:
+    for table in BLOB_OWNERS:
+        database.execute(f"DROP TRIGGER IF EXISTS {table}_no_delete")
+        if table != owner:
+            database.execute(f"DELETE FROM {table}")
+    if database.execute(f"SELECT count(*) FROM {owner}").fetchone() == (0,):  # the table is not guarded
+        database.execute(f"INSERT INTO {owner} (site, door, outcome, arrived_at) VALUES ('1', '', '', '')")
+    database.execute(f"UPDATE {owner} SET blob_sha256 = '1' WHERE blob_sha256 IS NULL")
+    with pytest.raises(sqlite3.IntegrityError, match="stays while it is named"):
+        database.execute("DELETE FROM blob")
+    database.execute(f"DELETE FROM {owner}")
+    assert database.execute("DELETE FROM blob").rowcount == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, text
+from structlog.testing import capture_logs
 
 from server.admission import NewUpload
 from server.seldom import Seldom
@@ -24,7 +27,7 @@ from server.tus.rows import UploadRows
 from server.tus.upkeep import ABANDONED_S, Upkeep
 from server.tus.uploads import Uploads
 from server.worker import Tasks
-from storage import audit, blob_rows, uploads
+from storage import audit, blob_rows, tables, uploads
 from storage.blobs.base import BlobKey, Piece, Sealed, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
 from storage.errors import Conflict
@@ -161,6 +164,29 @@ async def test_sealed_bytes_that_no_row_names_are_freed_then(
     blob, _, verdict = await policies.finish(store, seam, await begun(seam))
     await upkeep.clean_abandoned()
     assert verdict is not None and await holds(store, blob)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_sealed_bytes_whose_own_row_was_lost_stay_while_anything_names_them_and_the_log_tells(
+    store: Store, seam: Seam, upkeep: Upkeep
+) -> None:
+    blob, _, verdict = await policies.finish(store, seam, await begun(seam))
+    assert verdict is not None
+    await store.write(lambda tx: tx.execute(text("DROP TRIGGER blob_owned_no_delete")))
+    await store.write(lambda tx: tx.execute(delete(tables.blob)))
+    with capture_logs() as logs:
+        await upkeep.clean_abandoned()
+    assert await holds(store, blob)
+    assert [(one["event"], one["sha256"]) for one in logs] == [("blob.row_lost", blob.sha256)]
+
+
+async def test_odd_things_among_the_staged_ones_hinder_no_start(store: Store, upkeep: Upkeep, tmp_path: Path) -> None:
+    await store.blobs.append(staging("default", "x"), 0, policies.letters())
+    folder = tmp_path / "blobs/staging/site-default"
+    (folder / "directory").mkdir()
+    os.mkfifo(folder / "fifo")
+    await asyncio.wait_for(upkeep.clean_staging(), 5)
+    assert sorted(path.name for path in folder.iterdir()) == ["directory", "fifo"]
 
 
 @pytest.mark.usefixtures("at_once")

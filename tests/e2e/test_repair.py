@@ -166,16 +166,30 @@ def test_a_stored_session_without_its_bytes_gets_the_alarm_and_is_mended_by_send
 
 
 def test_a_blob_row_that_was_lost_comes_back_when_the_file_is_whole(folder: Path) -> None:
-    execute(folder, f"DELETE FROM blob WHERE sha256 = '{sha256(b'a file')}'")
+    execute(folder, f"DELETE FROM blob WHERE sha256 = '{sha256(b'a file')}'", drop="blob_owned")
+    told = packhorse(folder, "fsck").stdout
+    assert "clean-up frees it" not in told and told.count("gets its row again") == 1
     assert "done" in repaired(folder, "it is read, and gets its row again", sound=True)
     assert asked(folder, f"SELECT size_bytes FROM blob WHERE sha256 = '{sha256(b'a file')}'") == [(6,)]
 
 
 def test_a_blob_row_that_was_lost_comes_back_with_the_alarm_when_the_file_is_damaged(folder: Path) -> None:
-    execute(folder, f"DELETE FROM blob WHERE sha256 = '{sha256(b'a file')}'")
+    execute(folder, f"DELETE FROM blob WHERE sha256 = '{sha256(b'a file')}'", drop="blob_owned")
     blob(folder).write_bytes(b"a filE")
     repaired(folder, "it is read, and gets its row again", sound=True)
     assert asked(folder, "SELECT COUNT(*) FROM blob WHERE alarm IS NOT NULL") == [(1,)]
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_blob_row_that_an_image_without_session_has_lost_comes_back_too(folder: Path, is_damaged: bool) -> None:
+    content = b"as by C-STORE"
+    row = f"('default', 'attachment', '{sha256(content)}', {len(content)}, '', 'dimse', '2026-01-01T00:00:00.000Z')"
+    execute(folder, f"INSERT INTO image (site, kind, blob_sha256, size_bytes, flags, door, stored_at) VALUES {row}")
+    blob(folder, content).write_bytes(b"other bytes" if is_damaged else content)
+    told = repaired(folder, "file whose row was lost", sound=True)
+    assert "done" in told and "clean-up frees it" not in told and noted(folder) == 1
+    assert [bool(row[0]) for row in asked(
+        folder, f"SELECT alarm FROM blob WHERE sha256 = '{sha256(content)}'")] == [is_damaged]
 
 
 def test_a_stored_session_without_its_image_is_named_for_a_person(folder: Path) -> None:
