@@ -67,6 +67,7 @@ FAMILIES: dict[str, Family] = {
     "integrity.alarm": Family(SECURITY_ALERT, "E", Code("integrity.alarm", OURS, "Stored bytes are damaged")),
     "integrity.repaired": Family(SECURITY_ALERT, "E", Code("integrity.repaired", OURS, "Stored bytes are good again")),
     "audit.head_missing": Family(SECURITY_ALERT, "E", SECURITY_CONFIGURATION),
+    "audit.head_foreign": Family(SECURITY_ALERT, "E", SECURITY_CONFIGURATION),
     "audit.exported": Family(AUDIT_LOG_USED, "R"),
     "image.read": Family(ACCESSED, "R"),
     "image.stored": Family(TRANSFERRED, "C"),
