@@ -105,6 +105,8 @@ class Upkeep:
                     await self._uploads.complete(upload.upload_id, None)
             except (AppError, StorageError) as error:
                 log.warning("upload.recovery", upload_id=upload.upload_id, code=error.code)
+            except Exception:  # a rim: the others get their turn, and this one again with the next sweep
+                log.exception("upload.recovery", upload_id=upload.upload_id)
 
     async def expire(self, upload: UploadRecord) -> None:
         """End one upload whose time is over, unless it is being written to."""
