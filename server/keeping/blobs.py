@@ -1,18 +1,21 @@
 """Carries the blobs that a database names from one folder of blobs to another. Takes none away, reads no content."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.identifiers import PATTERN
 from storage.blobs.base import sealed
 from storage.blobs.copying import copy_file, link_file, size_of
 from storage.blobs.layout import Layout
-from storage.blobs.medium import sync_directory
-from storage.errors import DigestMismatch, NotFound
+from storage.blobs.medium import storage_errors, sync_directory
+from storage.errors import DigestMismatch, NotFound, Unreadable
 from storage.inventory import KeptBlob
 from storage.records import Sha256
 
 TOLD_EVERY = 500
+SHA256 = re.compile(r"[0-9a-f]{64}")
 Told = Callable[["Carried"], None]
 """Hears how far it is."""
 
@@ -29,16 +32,20 @@ class Carried:
 
 def carry(named: Iterable[KeptBlob], source: Path, target: Path, told: Told, *, link: bool = False) -> Carried:
     """Bring every blob of `named` to `target`, verified: by its SHA-256 where it is copied, by its size where it is
-    linked or there already. What is damaged or gone is listed, and the rest goes on. NoSpace, StorageIO.
+    linked or there already. What is damaged, unreadable or gone is listed, and so is a row that names no blob, whose
+    words are never a path; the rest goes on. NoSpace, StorageIO.
     """
     sources, targets, carried = Layout(source), Layout(target), Carried()
     touched: set[Path] = set()
     for one in named:
+        if not PATTERN.fullmatch(one.site) or not SHA256.fullmatch(one.sha256):
+            carried.lacking.append(f"{one.site!a:.80}/{one.sha256!a:.80}")
+            continue
         key = sealed(one.site, one.sha256)
         targets.make_fan(one.site)
         path = Path(targets.name(key))
         if size_of(path) != one.size_bytes:
-            path.unlink(missing_ok=True)
+            _clear(path)
             if not _bring(Path(sources.name(key)), path, one, link):
                 carried.lacking.append(f"{one.site}/{one.sha256}")
                 continue
@@ -54,9 +61,17 @@ def carry(named: Iterable[KeptBlob], source: Path, target: Path, told: Told, *, 
     return carried
 
 
+def _clear(path: Path) -> None:
+    """What has the blob's name and is not the blob. StorageIO."""
+    with storage_errors():
+        path.unlink(missing_ok=True)
+
+
 def _bring(source: Path, target: Path, one: KeptBlob, link: bool) -> bool:
-    """Whether the blob lies at `target` now, as it should be."""
+    """Whether the blob lies at `target` now, as it should be. NoSpace, StorageIO: the target's."""
     try:
+        if not source.is_file():
+            return False  # a folder could be linked nowhere, and a pipe would be waited for
         if link:
             linked = link_file(source, target)
             if linked is not None:
@@ -65,5 +80,7 @@ def _bring(source: Path, target: Path, one: KeptBlob, link: bool) -> bool:
                     return False
                 return True
         return copy_file(source, target, Sha256(one.sha256)).size_bytes == one.size_bytes
-    except (NotFound, DigestMismatch):
+    except (NotFound, DigestMismatch, Unreadable):
+        return False
+    except OSError:  # of is_file(): the folder of the source cannot be looked at
         return False
