@@ -39,6 +39,7 @@ for name, group in (("config", config_app), ("token", tokens.app), ("audit", aud
 def main() -> None:
     """The console script."""
     own_alone()
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))  # stdout is for what was asked
     try:
         app()
     except ConfigurationError as error:

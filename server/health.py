@@ -13,7 +13,7 @@ from storage.blobs.base import BlobKey, Lists, sealed
 from storage.errors import StorageError
 from storage.records import now
 from storage.store import Store
-from storage.triggers import missing_triggers
+from storage.triggers import missing_triggers, said_of
 
 WRITER_S = 3.0
 STUCK_S = 300.0
@@ -64,7 +64,7 @@ async def readiness(store: Store, disk: Path, reserve_bytes: int, head_fault: st
 
 
 def _trigger(name: str) -> Fault:
-    return Fault("trigger_gone", f"the trigger {name} is gone",
+    return Fault("trigger_gone", said_of(name),
                  "somebody opened the lock on history: find out who, and run packhorse audit verify; then "
                  "packhorse fsck --repair makes it anew", stops=True)
 
@@ -108,7 +108,7 @@ def _clock(believed: str | None) -> Fault | None:
 def _head(why: str | None) -> Fault | None:
     if why is None:
         return None
-    return Fault("audit_head", f"the signed head of the audit chain is not kept up: {why}",
+    return Fault("audit_head", f"the signed head of the audit chain: {why}",
                  "run packhorse audit verify, and look at what it names, or at the disk of the head")
 
 

@@ -187,7 +187,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
         ExpirySweeper(store, upkeep.expire), locks, Connections(given.header_timeout_s), renderer, worker, webhooks,
         Scrubber(store, checker, mib_per_s=settings.integrity.scrub_mib_per_s,
                  every_days=settings.integrity.scrub_every_days),
-        AuditHead(store, settings.audit_head_path, signer.sign), feed,
+        AuditHead(store, settings.audit_head_path, signer), feed,
         Studies(store, timedelta(seconds=settings.events.study_stable_s)),
         _listener(settings, arrivals, RefusedCallers(store)), Certificate(settings), counts,
         Shared(settings.data_path / "metrics", counts), routes)

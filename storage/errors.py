@@ -7,6 +7,7 @@ StorageError
 │   └── NotAFile    something lies in the place of a blob that is no file
 ├── NoSpace         the medium is full
 ├── StorageIO       the medium failed
+│   ├── Unreadable  what was to be copied cannot be read
 │   └── FlushFailed an fsync failed: what it covered is not known to be durable, never retry it
 ├── OffsetMismatch  an append does not start where the stored bytes end
 ├── DigestMismatch  the sealed bytes are not the expected ones
@@ -52,6 +53,10 @@ class NoSpace(StorageError):
 
 class StorageIO(StorageError):
     """The medium failed."""
+
+
+class Unreadable(StorageIO):
+    """What was to be copied cannot be read: the medium that it lies on failed, not the one that it was to go to."""
 
 
 class FlushFailed(StorageIO):

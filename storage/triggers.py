@@ -58,6 +58,7 @@ WRITE_ONCE: dict[Table, frozenset[str]] = {
     tables.quarantine: frozenset({"image_id"}),
 }
 
+FOREIGN = "foreign trigger "
 APPEND_ONLY = (tables.audit,)
 BLOB_OWNERS = ("session", "upload", "image", "arrival", "quarantine")
 NEVER_DELETED = (
@@ -173,7 +174,19 @@ def make_missing(tx: Connection) -> list[str]:
 
 
 def missing_triggers(tx: Connection) -> list[str]:
-    """The names of triggers that are gone or that differ from the list: somebody opened the lock."""
+    """The names of triggers that are gone or that differ from the list: somebody opened the lock.
+
+    What is there and not on the list follows as `foreign trigger NAME`: it may keep rows out without a word.
+    """
     present = {row.name: row.sql for row in tx.execute(
         text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))}
-    return [name for name, statement in sqlite_triggers() if present.get(name) != statement]
+    listed = dict(sqlite_triggers())
+    missing = [name for name, statement in listed.items() if present.get(name) != statement]
+    return missing + [f"{FOREIGN}{name}" for name in sorted(present.keys() - listed.keys())]
+
+
+def said_of(name: str) -> str:
+    """What one of `missing_triggers` means, in words."""
+    if name.startswith(FOREIGN):
+        return f"the trigger {name.removeprefix(FOREIGN)} is not ours"
+    return f"the trigger {name} is gone or changed"

@@ -68,6 +68,7 @@ FAMILIES: dict[str, Family] = {
     "integrity.repaired": Family(SECURITY_ALERT, "E", Code("integrity.repaired", OURS, "Stored bytes are good again")),
     "audit.head_missing": Family(SECURITY_ALERT, "E", SECURITY_CONFIGURATION),
     "audit.triggers_made": Family(SECURITY_ALERT, "E", SECURITY_CONFIGURATION),
+    "audit.head_foreign": Family(SECURITY_ALERT, "E", SECURITY_CONFIGURATION),
     "audit.exported": Family(AUDIT_LOG_USED, "R"),
     "audit.read": Family(AUDIT_LOG_USED, "R"),
     "image.read": Family(ACCESSED, "R"),

@@ -8,16 +8,18 @@ import typer
 from server import config
 from server.auditing.export import Format
 from server.auditing.export import export as rows_of
-from server.auditing.head import Head, head_of
+from server.auditing.head import Head, head_of, set_aside
 from server.commands.checks import published_keys, text_of
 from server.commands.terminal import ConfigOption, errors, out, with_store
 from server.errors import AppError
+from server.keeping.manifest import KEYS
 from server.sessions import receipts
+from server.sessions.receipts import Signer
 from server.settings import Settings
 from storage import walks
 from storage.chain import Anchor, ChainReport
 from storage.store import Store
-from storage.triggers import missing_triggers
+from storage.triggers import missing_triggers, said_of
 
 app = typer.Typer(no_args_is_help=True, help="The audit chain.")
 ACTOR = "command line"
@@ -37,8 +39,11 @@ def verify(
     async def look(store: Store) -> tuple[Keys, list[str]]:
         return await published_keys(store), await store.read(missing_triggers)
 
-    keys, faults = with_store(settings, look)
-    faults = [f"the trigger {name} is gone: somebody opened the lock" for name in faults]
+    published, dropped = with_store(settings, look)
+    faults = [f"{said_of(name)}: somebody opened the lock" for name in dropped]
+    keys = published + _private_ones(settings, {jwk["kid"] for jwk in published})
+    if not head and (strange := set_aside(settings.audit_head_path)) is not None:
+        faults.append(f"the signed head: {strange}")
     anchors = [_receipt_anchor(path, keys) for path in receipt or []]
     anchors += [_head(path, keys).anchor(f"the head {path}") for path in head or []]
     report, known = _walk(settings, anchors, keys, own_head=not head)
@@ -107,8 +112,18 @@ def _receipt_anchor(path: Path, keys: Keys) -> Anchor:
         raise AppError(f"{path}: this receipt names no row of the audit chain") from error
 
 
+def _private_ones(settings: Settings, published: set[str]) -> Keys:
+    """The public keys of those that lie beside and that the database does not tell: it may be an older one."""
+    try:
+        return [jwk for jwk in Signer(settings.data_path / KEYS).public_jwks() if jwk["kid"] not in published]
+    except (AppError, OSError):
+        return []
+
+
 def _head(path: Path, keys: Keys) -> Head:
     """A head whose signature is ours. AppError."""
+    if path.exists() and not path.is_file():
+        raise AppError(f"the head {path} proves nothing: it is no file")
     try:
         return head_of(receipts.verify(text_of(path), keys))
     except AppError as error:

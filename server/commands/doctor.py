@@ -12,7 +12,9 @@ from server.auditing.head import fault_of
 from server.commands.terminal import ConfigOption, out
 from server.keeping.doctor import Doctor
 from server.keeping.findings import Verdict, is_well
+from server.keeping.manifest import KEYS
 from server.pacs.dimse.echo import echo
+from server.sessions.receipts import Signer
 
 SIGNS = {Verdict.FINE: "  ok   ", Verdict.WARNING: "  look ", Verdict.WRONG: "  WRONG"}
 
@@ -25,8 +27,9 @@ def doctor(
     """
     settings = config.load(config_file)
     config.check_places(settings)
-    examiner = Doctor(
-        settings, partial(echo, settings.dicom.ae_title), partial(fault_of, path=settings.audit_head_path))
+    signer = Signer(settings.data_path / KEYS)
+    examiner = Doctor(settings, partial(echo, settings.dicom.ae_title),
+                      partial(fault_of, path=settings.audit_head_path, signer=signer))
     findings = [*examiner.examine(), *asyncio.run(examiner.peers())]
     if as_json:
         out.print_json(data={"well": is_well(findings), "findings": [asdict(one) for one in findings]})

@@ -101,8 +101,8 @@ def restore(
         with_store(settings, note)
     out.print(f"{settings.data_path}: the state of {made.made_at}, {carried.blobs} blobs, {carried.bytes} bytes")
     out.print("now run: packhorse fsck, packhorse audit verify; then start the server")
-    _tell([f"the blob {one.name} is not in the backup, or damaged there: run packhorse fsck --repair"
-           for one in carried.lacking])
+    _tell([f"the blob {name} is not in the backup, or damaged there: run packhorse fsck --repair"
+           for name in carried.not_there])
 
 
 def _tell(faults: list[str]) -> None:

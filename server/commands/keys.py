@@ -5,7 +5,8 @@ from sqlalchemy import Connection
 
 from server import config
 from server.commands.terminal import ConfigOption, ReasonOption, out, reason_of, with_store
-from server.sessions.receipts import keep_key, new_key, open_signer, public_jwk
+from server.errors import AppError
+from server.sessions.receipts import Signer, keep_key, new_key, open_signer, public_jwk
 from storage import audit, tokens
 from storage.records import DEFAULT_SITE, AuditEntry
 from storage.store import Store
@@ -21,7 +22,8 @@ def rotate(
 ) -> None:
     """Sign with a new key from now on, without a restart; the public keys of before stay published."""
     settings, why = config.load(config_file), reason_of(reason)
-    key = new_key()
+    folder = settings.data_path / "keys"
+    key = new_key(after=Signer(folder).made_at if any(folder.glob("*.json")) else None)
     jwk = public_jwk(key)
 
     def unit(tx: Connection) -> None:
@@ -32,7 +34,10 @@ def rotate(
         await store.write(unit)
 
     with_store(settings, work)
-    keep_key(settings.data_path / "keys", key)  # after its public key is a row: nothing is signed before
+    keep_key(folder, key)  # after its public key is a row: nothing is signed before
+    signing = open_signer(folder).kid
+    if signing != jwk["kid"]:
+        raise AppError(f"{signing} goes on signing, for it tells that it was made later than the new key {jwk['kid']}")
     out.print(f"receipts are signed with the key {jwk['kid']} from now on")
 
 

@@ -79,7 +79,7 @@ async def _follow(settings: Settings, store: Store, before: AuditPosition) -> No
     """The signed head goes along with the rows that a command wrote while no server ran."""
     if settings.audit_head_path.exists() and await store.read(audit.newest) != before:
         signer = open_signer(settings.data_path / "keys")
-        await AuditHead(store, settings.audit_head_path, signer.sign).follow(before)
+        await AuditHead(store, settings.audit_head_path, signer).follow(before)
 
 
 def _missing(path: Path, what: str) -> AppError:

@@ -96,12 +96,18 @@ class Backup:
         make_directory(target)
         with _alone(target):
             await self._store.write(pauses.pause_cleanup)
-            async with asyncio.TaskGroup() as group:
-                pushing = group.create_task(self._push_on())
-                try:
-                    made = await self._made(target, told, link)
-                finally:
-                    pushing.cancel()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    pushing = group.create_task(self._push_on())
+                    try:
+                        made = await self._made(target, told, link)
+                    finally:
+                        pushing.cancel()
+            except BaseExceptionGroup as failures:  # the terminal tells a sentence of one
+                failure = failures.exceptions[0]
+                if isinstance(failure, OSError):
+                    raise AppError(f"the backup in {target} was not made: {failure.strerror}") from failure
+                raise failure from None
             outcome = "incomplete" if made.lacking else "ok"
             alarms = await self._alarms(target, made.made_at)
             entry = AuditEntry(DEFAULT_SITE, "backup.made", ACTOR, outcome=outcome, detail={
@@ -136,7 +142,7 @@ class Backup:
         """Carry `again` what could not be carried, and keys; then the manifest makes a backup of it all."""
         carried = carry(again, self._blobs, target / BLOBS, told, link=link)
         brought = set(again) - set(carried.lacking)
-        lacking = tuple(one.name for one in taken.carried.lacking if one not in brought)
+        lacking = (*(one.name for one in taken.carried.lacking if one not in brought), *taken.carried.strange)
         keys = self._copy_keys(target)
         revision, _ = revisions(taken.database)
         made = Manifest(
@@ -171,7 +177,7 @@ class Backup:
 
     def _copy_head(self, target: Path) -> manifest.File | None:
         """The head under a name of its own, for the one of the backup before is not to be lost before this one is."""
-        if not self._head.exists():
+        if not self._head.is_file():
             return None
         text = self._head.read_bytes()
         path = target / f"{HEAD_PREFIX}{hashlib.sha256(text).hexdigest()[:16]}.jws"
@@ -181,7 +187,7 @@ class Backup:
     def _copy_keys(self, target: Path) -> tuple[manifest.File, ...]:
         make_directory(target / KEYS)
         kept = []
-        for path in sorted(self._keys.glob("*.json")):
+        for path in sorted(one for one in self._keys.glob("*.json") if one.is_file()):
             copy_file(path, target / KEYS / path.name)
             kept.append(manifest.file_of(target, target / KEYS / path.name))
         sync_directory(target / KEYS)

@@ -16,7 +16,7 @@ Echo = Callable[[str, str, int], Awaitable[str | None]]
 
 
 HeadFault = Callable[[Connection], str | None]
-"""Why the audit chain and its signed head do not agree; None when they do."""
+"""Why the audit chain and its signed head do not agree; None when they do. Of a transaction that has read nothing."""
 
 
 class Doctor:
@@ -49,10 +49,12 @@ class Doctor:
             if present is None:
                 yield wrong("database", f"{path} holds nothing of Packhorse", "start the server, which makes it")
                 return
+            with reading(path) as tx:  # of its own, for a running server renews its head meanwhile
+                fault = self._head_fault(tx)
+            yield holdings.audit_head(fault)
             with reading(path) as tx:
                 yield from holdings.database(tx, self._settings, present, newest)
                 yield from holdings.triggers(tx)
-                yield holdings.audit_head(self._head_fault(tx))
                 yield from holdings.clocks(tx, machine.is_serving(self._settings))
                 yield from holdings.keys(tx, self._settings)
                 yield from holdings.alarms(tx)

@@ -17,7 +17,7 @@ from storage import clock, figures, integrity, inventory, tokens
 from storage.errors import StorageError
 from storage.moments import boot_id
 from storage.records import now, timestamp
-from storage.triggers import missing_triggers
+from storage.triggers import missing_triggers, said_of
 
 LARGE_LOG_BYTES = 256 * 1024 * 1024
 JUMP = timedelta(hours=1)
@@ -57,7 +57,7 @@ def triggers(tx: Connection) -> Iterator[Finding]:
     """Whether all that keep history as it was are there."""
     dropped = missing_triggers(tx)
     for name in dropped:
-        yield wrong("triggers", f"{name} is gone or changed: somebody opened the lock",
+        yield wrong("triggers", f"{said_of(name)}: somebody opened the lock",
                     "run packhorse audit verify with receipts from outside, and find out who it was; then "
                     "packhorse fsck --repair makes it anew, or restore a backup from before")
     if not dropped:

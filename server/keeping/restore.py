@@ -71,6 +71,6 @@ def finish(database: Path, made: Manifest, carried: Carried) -> AuditEntry:
     """The folder is whole: a server may start there. Gives what the audit is to tell of it."""
     (database.parent / MARK).unlink()
     return AuditEntry(
-        DEFAULT_SITE, "backup.restored", ACTOR, outcome="incomplete" if carried.lacking else "ok",
+        DEFAULT_SITE, "backup.restored", ACTOR, outcome="incomplete" if carried.not_there else "ok",
         detail={"made_at": made.made_at, "audit_seq": made.audit_seq, "blobs": carried.blobs,
-                "lacking": len(carried.lacking), "database_sha256": made.database.sha256})
+                "lacking": len(carried.not_there), "database_sha256": made.database.sha256})

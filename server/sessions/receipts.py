@@ -9,6 +9,7 @@ a private key is there to sign with, its public one is a row: no receipt is ever
 
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from joserfc.jwk import KeySet, OKPKey
 from server.errors import AppError, RequestError
 from server.filing import Inspection
 from server.private_files import replace_durably
-from storage.records import AuditPosition, ImageRecord, SessionRecord, timestamp
+from storage.records import AuditPosition, ImageRecord, SessionRecord, now, timestamp
 
 log = structlog.get_logger()
 ALGORITHMS = ["Ed25519", "EdDSA"]
@@ -30,21 +31,29 @@ CREATED_AT = "created_at"
 
 
 class Signer:
-    """Signs with the newest private key of a folder."""
+    """Signs with the newest private key of a folder. What is no such key is named in the log, once, and passed over."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._names: frozenset[str] = frozenset()
+        self._keys: dict[str, OKPKey] = {}
         self._newest: tuple[str, OKPKey] | None = None
+        self._passed_over: set[str] = set()
 
     @property
     def kid(self) -> str:
         """The id of the key that signs now (RFC 7638)."""
         return self._key()[0]
 
+    @property
+    def made_at(self) -> datetime:
+        """When the newest key was made, as it tells."""
+        return _made_at(self._key()[1])
+
     def public_jwks(self) -> list[dict[str, Any]]:
-        """The public key of every private one that is here, the one that signs last."""
-        return [public_jwk(key) for key in _keys(self._directory)]
+        """The public key of every private one that is here, the one that signs last. AppError where none is good."""
+        self._look(self._listed())
+        return [public_jwk(key) for key in self._in_order()]
 
     def sign(self, claims: dict[str, Any], typ: str = "packhorse-receipt+jws") -> str:
         """`claims` as a compact JWS."""
@@ -52,23 +61,51 @@ class Signer:
         header = {"alg": "Ed25519", "kid": kid, "typ": typ}
         return jws.serialize_compact(header, json.dumps(claims, separators=(",", ":")), key, ALGORITHMS)
 
+    def genuine(self, text: str, published: list[dict[str, Any]]) -> dict[str, Any]:
+        """The claims of a JWS that a `published` key signed, or one that is here. RequestError `bad_request`."""
+        try:
+            own = {jwk["kid"]: jwk for jwk in self.public_jwks()}
+        except (AppError, OSError):  # those that are published are enough
+            own = {}
+        return verify(text, list({**own, **{jwk["kid"]: jwk for jwk in published}}.values()))
+
     def _key(self) -> tuple[str, OKPKey]:
-        names = frozenset(os.listdir(self._directory))  # noqa: PTH208 - a hundredth of what the signature costs
-        if self._newest is None:
-            self._take(_keys(self._directory), names)
-        elif names != self._names:
+        names = self._listed()
+        if self._newest is None or names != self._names:
             try:
-                self._take(_keys(self._directory), names)
+                self._look(names)
             except AppError as error:  # what is stored must get its receipt: the key from before is as good
+                if self._newest is None:
+                    raise
                 log.error("key.unreadable", reason=error.detail, signs=self._newest[0])
-                self._names = names
-        assert self._newest is not None, "open_signer made one, and what was read stays in memory"
+        assert self._newest is not None, "there is a good one, or _look() raised"
         return self._newest
 
-    def _take(self, keys: list[OKPKey], names: frozenset[str]) -> None:
-        if keys:
-            self._newest = keys[-1].thumbprint(), keys[-1]
+    def _listed(self) -> frozenset[str]:
+        return frozenset(os.listdir(self._directory))  # noqa: PTH208 - a hundredth of what the signature costs
+
+    def _look(self, names: frozenset[str]) -> None:
+        """Read what is new: a key never changes. AppError where none is good."""
         self._names = names
+        found, why = {}, f"{self._directory} holds no signing key: put one back from a backup"
+        for name in names:
+            if name.endswith(".json"):
+                try:
+                    found[name] = self._keys.get(name) or _read_key(self._directory / name)
+                except AppError as error:
+                    why = error.detail
+                    if name not in self._passed_over:
+                        self._passed_over.add(name)
+                        log.error("key.passed_over", reason=why)
+        if not found:
+            raise AppError(why)
+        self._keys = found
+        newest = self._in_order()[-1]
+        self._newest = newest.thumbprint(), newest
+
+    def _in_order(self) -> list[OKPKey]:
+        """The newest last; those of the first releases tell no time."""
+        return [key for _, key in sorted(self._keys.items(), key=lambda one: (_made_at(one[1]), one[0]))]
 
 
 def public_jwk(key: OKPKey) -> dict[str, Any]:
@@ -77,10 +114,11 @@ def public_jwk(key: OKPKey) -> dict[str, Any]:
     return {**public, "kid": key.thumbprint(), "alg": "Ed25519", "use": "sig"}
 
 
-def new_key() -> OKPKey:
-    """A key that tells when it was made."""
+def new_key(after: datetime | None = None) -> OKPKey:
+    """A key that tells when it was made: later than `after`, when the newest was, whatever the clock says now."""
     values = OKPKey.generate_key("Ed25519").as_dict(private=True)
-    return OKPKey.import_key({**values, CREATED_AT: timestamp()})
+    moment = now() if after is None else max(now(), after + timedelta(milliseconds=1))
+    return OKPKey.import_key({**values, CREATED_AT: timestamp(moment)})
 
 
 def keep_key(directory: Path, key: OKPKey) -> None:
@@ -90,25 +128,40 @@ def keep_key(directory: Path, key: OKPKey) -> None:
 
 
 def open_signer(directory: Path) -> Signer:
-    """The signer of a folder of keys; one is made when there is none. AppError where a key cannot be read."""
+    """The signer of a folder of keys; one is made when there is none."""
     if not any(directory.glob("*.json")):
         keep_key(directory, new_key())
     return Signer(directory)
 
 
-def _keys(directory: Path) -> list[OKPKey]:
-    """The private keys of a folder, the newest last; those of the first releases tell no time."""
-    found = [(_read_key(path), path.name) for path in directory.glob("*.json")]
-    return [key for key, _ in sorted(found, key=lambda one: (str(one[0].as_dict().get(CREATED_AT, "")), one[1]))]
+def _made_at(key: OKPKey) -> datetime:
+    """When a key was made, as it tells; the begin of time where it does not."""
+    try:
+        return datetime.fromisoformat(str(key.as_dict().get(CREATED_AT))).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return _BEGIN
+
+
+_BEGIN = datetime.min.replace(tzinfo=UTC)
 
 
 def _read_key(path: Path) -> OKPKey:
+    """A private key that signs what its public one verifies. AppError."""
+    no_key = AppError(f"{path} is no signing key: put the right file back, or take it away")
+    if not path.is_file():
+        raise no_key
     try:
-        return OKPKey.import_key(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict) or (values.get("kty"), values.get("crv")) != ("OKP", "Ed25519"):
+            raise no_key
+        key = OKPKey.import_key(values)
+        signed = jws.serialize_compact({"alg": "Ed25519"}, b"", key, ALGORITHMS)
+        jws.deserialize_compact(signed, OKPKey.import_key(public_jwk(key)), ALGORITHMS)
     except OSError as error:
         raise AppError(f"the signing key {path} cannot be read: {error.strerror}") from error
-    except (ValueError, JoseError) as error:
-        raise AppError(f"{path} is no signing key: put the right file back, or take it away") from error
+    except (ValueError, TypeError, RecursionError, JoseError) as error:
+        raise no_key from error
+    return key
 
 
 def session_claims(
@@ -141,14 +194,14 @@ def verify(receipt: str, public_jwks: list[dict[str, Any]]) -> dict[str, Any]:
     text = _bare(receipt.strip())
     try:
         kid = jws.extract_compact(text.encode()).headers()["kid"]
-    except (JoseError, ValueError, TypeError, KeyError) as error:
+    except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RequestError("bad_request", "this is no receipt: neither a JWS nor JSON that holds one") from error
     if all(kid != key["kid"] for key in public_jwks):
         raise RequestError("bad_request", "this receipt was signed by another server, whose keys are not here")
     try:
         signed = jws.deserialize_compact(text, KeySet.import_key_set({"keys": public_jwks}), ALGORITHMS)
         claims = json.loads(signed.payload)
-    except (JoseError, ValueError, KeyError) as error:
+    except (JoseError, ValueError, KeyError, RecursionError) as error:
         raise RequestError("bad_request", "this receipt is not genuine: the signature is of another text") from error
     if not isinstance(claims, dict):
         raise RequestError("bad_request", "this receipt does not hold an object")

@@ -125,6 +125,8 @@ class Upkeep:
                     await self._uploads.complete(upload.upload_id, None)
             except (AppError, StorageError) as error:
                 log.warning("upload.recovery", upload_id=upload.upload_id, code=error.code)
+            except Exception:  # a rim: the others get their turn, and this one again with the next sweep
+                log.exception("upload.recovery", upload_id=upload.upload_id)
 
     async def _close_gap(self, upload: UploadRecord) -> None:
         held = await self._locks.take_free(upload.upload_id, None)

@@ -5,13 +5,14 @@ A file that a copy names under its final name is a whole one, whenever the copyi
 
 import errno
 import hashlib
+import io
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.blobs.medium import READ_BYTES, open_file, status_of_file, storage_errors, sync_file, write_all
-from storage.errors import DigestMismatch, NotFound
+from storage.errors import DigestMismatch, NotFound, Unreadable
 from storage.records import Sha256
 
 PARTIAL = ".partial"
@@ -28,7 +29,8 @@ class Copied:
 def copy_file(source: Path, target: Path, expected: Sha256 | None = None) -> Copied:
     """Copy by reading and writing, 0600, fsynced; the name is durable once its folder was synced.
 
-    DigestMismatch when `expected` is given and what was read differs; NotFound, NotAFile, NoSpace, StorageIO.
+    DigestMismatch when `expected` is given and what was read differs; NotFound, NotAFile, NoSpace, StorageIO;
+    Unreadable where it is the source that cannot be read.
     """
     partial = target.with_name(target.name + PARTIAL)
     digest, size = hashlib.sha256(), 0
@@ -36,10 +38,9 @@ def copy_file(source: Path, target: Path, expected: Sha256 | None = None) -> Cop
         try:
             writing = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                with os.fdopen(open_file(source), "rb", buffering=0) as reading:
-                    os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                with _opened(source) as reading:
                     buffer = bytearray(READ_BYTES)
-                    while count := reading.readinto(buffer):
+                    while count := _read_into(reading, buffer):
                         digest.update(memoryview(buffer)[:count])
                         write_all(writing, size, memoryview(buffer)[:count])
                         size += count
@@ -54,6 +55,24 @@ def copy_file(source: Path, target: Path, expected: Sha256 | None = None) -> Cop
                 partial.unlink(missing_ok=True)
             raise
     return Copied(Sha256(digest.hexdigest()), size)
+
+
+def _opened(source: Path) -> io.FileIO:
+    try:
+        reading = io.FileIO(open_file(source))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"{source} cannot be read: {error.strerror}") from error
+    os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    return reading
+
+
+def _read_into(reading: io.FileIO, buffer: bytearray) -> int:
+    try:
+        return reading.readinto(buffer) or 0
+    except OSError as error:
+        raise Unreadable(f"it cannot be read: {error.strerror}") from error
 
 
 def link_file(source: Path, target: Path) -> Copied | None:

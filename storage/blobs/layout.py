@@ -4,6 +4,7 @@ from pathlib import Path
 
 from storage.blobs.base import BlobKey
 from storage.blobs.medium import make_directory, sync_directory
+from storage.errors import NotFound
 
 
 class Layout:
@@ -16,7 +17,9 @@ class Layout:
         make_directory(root)
 
     def name(self, key: BlobKey) -> str:
-        """The file of `key`."""
+        """The file of `key`. NotFound where its words would lead elsewhere: whoever wrote a row may have meant harm."""
+        if "/" in key.name or "/" in key.site:
+            raise NotFound("no such blob")
         # plain text: a Path costs more than the system call that it is made for
         if key.area == "sealed":
             return f"{self.root}/sealed/site-{key.site}/{key.name[:2]}/{key.name}"
@@ -24,6 +27,8 @@ class Layout:
 
     def make_staging(self, site: str) -> None:
         """The directory of a site's staged blobs."""
+        if "/" in site:
+            raise NotFound("no such site")
         if site not in self._staged_in:
             make_directory(self.root / "staging" / f"site-{site}")
             self._staged_in.add(site)
@@ -32,6 +37,8 @@ class Layout:
         """The 256 directories of a site's sealed blobs, made at once: one fsync is enough for all of them."""
         if site in self._fanned:
             return
+        if "/" in site:
+            raise NotFound("no such site")
         parent = self.root / "sealed" / f"site-{site}"
         make_directory(parent)
         for number in range(256):

@@ -121,11 +121,10 @@ class Prepared:
         return int(self._cursor(tx, values)[1].lastrowid or 0)
 
 
-    def insert_all(self, tx: Connection, rows: list[dict[str, Any]]) -> None:
-        """Execute an insert that names every column for many rows, as one statement."""
+    def insert_all(self, tx: Connection, rows: list[dict[str, Any]]) -> int:
+        """Execute an insert that names every column for many rows, as one statement: how many are there now."""
         if tx.dialect.name != "sqlite":
-            tx.execute(self._statement, rows)
-            return
+            return tx.execute(self._statement, rows).rowcount
         text = self._texts.get(len(rows))
         if text is None:
             assert isinstance(self._statement, Insert), "only inserts take many rows"
@@ -135,7 +134,7 @@ class Prepared:
         driver = tx.connection.dbapi_connection
         assert isinstance(driver, sqlite3.Connection), "the one dialect that is prepared"
         try:
-            driver.execute(text, [row[name] for row in rows for name in self._names])
+            return driver.execute(text, [row[name] for row in rows for name in self._names]).rowcount
         except sqlite3.Error as error:
             raise sqlite_failure(error) from error
 

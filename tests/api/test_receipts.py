@@ -2,20 +2,24 @@
 
 import ast
 import json
+import os
 import sqlite3
 import stat
 import sys
 import uuid
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from joserfc import jws
+from joserfc.jwk import OKPKey
 
 from server.errors import AppError
 from server.sessions.receipts import keep_key, new_key, open_signer
+from storage.records import now
 from tests import builders
 from tests.alone import VERIFIER, keys_file, verify_alone
 from tests.dcmtk import status_of, storescu
@@ -111,17 +115,75 @@ def test_a_key_of_the_first_release_goes_on_signing_until_it_is_rotated(tmp_path
     assert open_signer(tmp_path).kid == newer.thumbprint()
 
 
-def test_a_key_that_cannot_be_read_stops_no_server_that_signs_but_its_next_start(tmp_path: Path) -> None:
+def test_a_key_that_cannot_be_read_stops_no_server_that_signs(tmp_path: Path) -> None:
     keep_key(tmp_path, good := new_key())
     signer = open_signer(tmp_path)
     assert signer.kid == good.thumbprint()
     (tmp_path / "broken.json").write_text("{}")
     assert kid_of(signer.sign({})) == good.thumbprint()
-    with pytest.raises(AppError, match=r"broken\.json is no signing key"):
-        open_signer(tmp_path).sign({})
     for path in tmp_path.iterdir():
         path.unlink()
     assert kid_of(signer.sign({})) == good.thumbprint()
+
+
+def strays() -> dict[str, str]:
+    """What may lie in the folder of keys and is none: each claims to be the newest."""
+    first, second = (new_key().as_dict(private=True) | {"created_at": "2099-01-01T00:00:00.000Z"} for _ in range(2))
+    exchange = OKPKey.generate_key("X25519").as_dict(private=True) | {"created_at": "2099-01-01T00:00:00.000Z"}
+    return {
+        "null": "null", "list": "[]", "empty": "{}", "no text": "nonsense", "nested": "[" * 50_000,
+        "public": json.dumps({name: value for name, value in first.items() if name != "d"}),
+        "for exchange": json.dumps(exchange),
+        "of another": json.dumps(first | {"x": second["x"]}),
+        "short": json.dumps(first | {"d": "AA"}),
+    }
+
+
+@pytest.mark.parametrize("stray", strays().values(), ids=strays())
+def test_what_is_no_key_among_the_keys_is_passed_over(tmp_path: Path, stray: str) -> None:
+    keep_key(tmp_path, good := new_key())
+    running = open_signer(tmp_path)
+    assert running.kid == good.thumbprint()
+    (tmp_path / "stray.json").write_text(stray)
+    (tmp_path / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
+    for signer in (running, open_signer(tmp_path)):
+        assert kid_of(signer.sign({})) == signer.kid == good.thumbprint()
+        assert [jwk["kid"] for jwk in signer.public_jwks()] == [good.thumbprint()]
+    (tmp_path / f"{good.thumbprint()}.json").unlink()
+    assert running.kid == good.thumbprint(), "the key from before is as good"
+    with pytest.raises(AppError, match=r"json is no signing key: put the right file back, or take it away"):
+        open_signer(tmp_path).public_jwks()
+
+
+def test_a_stray_file_among_the_keys_costs_no_upload_and_is_named_once(server: Server, content: bytes) -> None:
+    keys = server.folder / "data" / "keys"
+    (keys / "stray.json").write_text("null")
+    for number in range(3):
+        assert stored(server, content + bytes([number]))["status"] == "SYNCED"
+    assert server.command("keys", "rotate").returncode == 0
+    assert kid_of(receipt_of(server, stored(server, content))) == published(server)[-1]
+    assert (server.folder / "server.log").read_text().count("key.passed_over") == 1
+    server.stop()
+    server.restart()
+    server.stop()
+    for path in keys.iterdir():
+        path.unlink() if path.name != "stray.json" else None
+    with pytest.raises(AssertionError, match=r"stray\.json is no signing key"):
+        server.restart()
+    assert "Traceback" not in (server.folder / "server.log").read_text()
+
+
+def test_a_rotation_takes_effect_although_the_clock_was_ahead_before(server: Server, content: bytes) -> None:
+    keys = server.folder / "data" / "keys"
+    keep_key(keys, ahead := new_key(after=now() + timedelta(days=1)))
+    assert open_signer(keys).kid == ahead.thumbprint()
+    for _ in range(2):
+        told = server.command("keys", "rotate")
+        assert told.returncode == 0, told.stderr
+        assert f"signed with the key {kid_of(receipt_of(server, stored(server, content)))} from now on" in told.stdout
+        content += b"another"
+    assert len(list(keys.glob("*.json"))) == 4
 
 
 def test_a_rotation_is_audited_with_its_reason(server: Server) -> None:

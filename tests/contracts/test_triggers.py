@@ -18,6 +18,7 @@ from storage.triggers import (
     NEVER_DELETED,
     WRITE_ONCE,
     missing_triggers,
+    said_of,
     sqlite_triggers,
 )
 
@@ -173,6 +174,17 @@ def test_a_trigger_that_is_dropped_or_emptied_is_named(path: Path, name: str) ->
         opened.execute(f"DROP TRIGGER {name}")
         opened.commit()
     assert missing(path) == [name]
+
+
+def test_a_trigger_that_is_not_ours_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.db"
+    migrate(path)
+    with closing(sqlite3.connect(path)) as opened:
+        opened.execute("CREATE TRIGGER x BEFORE INSERT ON audit BEGIN SELECT RAISE(IGNORE); END")
+        opened.execute("DROP TRIGGER audit_no_update")
+    assert missing(path) == ["audit_no_update", "foreign trigger x"]
+    assert [said_of(name) for name in missing(path)] == [
+        "the trigger audit_no_update is gone or changed", "the trigger x is not ours"]
 
 
 def missing(path: Path) -> list[str]:

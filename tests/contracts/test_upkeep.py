@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -27,11 +28,11 @@ from server.tus.rows import UploadRows
 from server.tus.upkeep import ABANDONED_S, Upkeep
 from server.tus.uploads import Uploads
 from server.worker import Tasks
-from storage import audit, blob_rows, tables, uploads
+from storage import audit, blob_rows, sessions, tables, uploads
 from storage.blobs.base import BlobKey, Piece, Sealed, sealed, staging
 from storage.blobs.filesystem import FilesystemBlobs
 from storage.errors import Conflict
-from storage.records import UploadRecord, UploadState
+from storage.records import Status, UploadRecord, UploadState
 from storage.store import Store
 from tests.contracts import test_upload_policy as policies
 from tests.contracts.test_upload_policy import Seam
@@ -249,3 +250,20 @@ async def take(store: Store, content: bytes) -> None:
     key = sealed("default", hashlib.sha256(content).hexdigest())
     for _ in range(3):
         await store.write(lambda tx: store.take_back(tx, key, 0.0))
+
+
+async def test_what_no_receipt_could_be_signed_for_is_finished_once_that_works_again(
+    store: Store, seam: Seam, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [await begun(seam) for _ in range(2)]
+    for upload in left:
+        await store.blobs.append(staging("default", upload.upload_id), 0, policies.letters())
+    with monkeypatch.context() as broken:
+        broken.setattr("server.sessions.receipts.Signer.sign", lambda *_: json.loads(""))
+        await upkeep.finish_left()
+    assert [await state(store, upload) for upload in left] == [UploadState.OPEN] * 2
+    await upkeep.finish_left()
+    assert [await state(store, upload) for upload in left] == [UploadState.FINISHED] * 2
+    for upload in left:
+        session = await store.read(lambda tx, upload=upload: sessions.get(tx, "default", upload.session_id))
+        assert session.status is Status.SYNCED

@@ -1,7 +1,9 @@
 """The signed head outside the database: what is cut off, put in behind it, or written anew is found and named."""
 
+import asyncio
 import base64
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from storage import chain
 from storage.triggers import sqlite_triggers
@@ -216,3 +219,166 @@ def test_a_head_that_is_gone_when_the_server_starts_leaves_a_row(server: Server)
         found = opened.execute("SELECT count(*) FROM audit WHERE action = 'audit.head_missing'").fetchone()
     assert found == (1,)
     assert server.command("audit", "verify").returncode == 0
+
+
+def actions(server: Server) -> list[str]:
+    with closing(sqlite3.connect(database(server))) as opened:
+        return [row[0] for row in opened.execute("SELECT action FROM audit ORDER BY seq")]
+
+
+def head_fault(server: Server) -> str:
+    """What /readyz tells of the head."""
+    told = requests.get(f"{server.url}/readyz", headers=server.auth, timeout=10).json()
+    return next((str(fault["detail"]) for fault in told["faults"] if fault["code"] == "audit_head"), "")
+
+
+def made_up(**claims: object) -> str:
+    """A head that nobody signed."""
+    text = json.dumps({"kind": "audit-head", "signed_at": "2026-01-01T00:00:00.000Z", "closed": False, **claims})
+    return f"x.{base64.urlsafe_b64encode(text.encode()).decode().rstrip('=')}.y"
+
+
+def cut_off(opened: sqlite3.Connection, count: int) -> tuple[int, str]:
+    """Take the last `count` rows away; gives what is the last one then."""
+    opened.execute("DELETE FROM audit WHERE seq > (SELECT max(seq) FROM audit) - ?", (count,))
+    seq, row_hash = opened.execute("SELECT seq, row_hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
+    return int(seq), str(row_hash)
+
+
+async def test_an_end_that_is_cut_off_while_the_server_runs_is_found_though_the_head_is_gone(
+    any_server: Server,
+) -> None:
+    server = any_server
+    for number in range(3):
+        store(server, f"{number}".encode())
+    await eventually(lambda: head(head_path(server))["audit_seq"] == rows(server), 5)
+    last = rows(server)
+    as_its_owner(server, lambda opened: cut_off(opened, 6))
+    head_path(server).unlink()
+    await eventually(lambda: head_path(server).exists() and head(head_path(server))["audit_seq"] == last, 5)
+    await eventually(lambda: f"row {last} is gone" in head_fault(server), 10)
+    store(server, b"and it goes on")
+    told = server.command("audit", "verify")
+    assert told.returncode == 1 and str(head_path(server)) in told.stderr, told.stderr
+    server.stop()
+    server.restart()
+    assert f"row {last} is not the one" in head_fault(server) and server.command("audit", "verify").returncode == 1
+
+
+async def test_a_head_that_vanishes_while_the_server_runs_leaves_a_row_and_comes_back(any_server: Server) -> None:
+    server = any_server
+    store(server, b"one")
+    await eventually(lambda: head(head_path(server))["audit_seq"] == rows(server), 5)
+    head_path(server).unlink()
+    store(server, b"two")
+    await eventually(lambda: head_path(server).exists() and head(head_path(server))["audit_seq"] == rows(server), 5)
+    assert "audit.head_missing" in actions(server) and head_fault(server) == ""
+    assert server.stop() == 0 and server.command("audit", "verify").returncode == 0
+
+
+def test_a_head_that_somebody_made_up_is_set_aside_and_told_until_it_is_taken_away(server: Server) -> None:
+    for number in range(3):
+        store(server, f"{number}".encode())
+    server.stop()
+    as_its_owner(server, lambda opened: head_path(server).write_text(
+        made_up(**dict(zip(("audit_seq", "audit_hash"), cut_off(opened, 6), strict=True), closed=True))))
+    assert server.command("audit", "verify").returncode == 1
+    assert "is no head of ours" in server.command("doctor").stdout
+    server.restart()
+    aside = next(head_path(server).parent.glob("audit-head.jws.foreign-*"))
+    assert actions(server).count("audit.head_foreign") == 1 and "audit.head_missing" not in actions(server)
+    assert "audit.head_foreign" in (server.folder / "server.log").read_text()
+    for _ in range(2):
+        assert str(aside) in head_fault(server)
+        told = server.command("audit", "verify")
+        assert told.returncode == 1 and str(aside) in told.stderr and str(aside) in server.command("doctor").stdout
+        server.stop()
+        server.restart()
+    assert head(head_path(server))["closed"] is False, "a head of ours is kept meanwhile"
+    aside.unlink()
+    server.stop()
+    server.restart()
+    assert head_fault(server) == "" and server.command("audit", "verify").returncode == 0
+
+
+async def test_a_head_that_is_put_in_the_place_of_ours_while_the_server_runs_is_set_aside(any_server: Server) -> None:
+    server = any_server
+    store(server, b"one")
+    await eventually(lambda: head(head_path(server))["audit_seq"] == rows(server), 5)
+    head_path(server).write_text(made_up(audit_seq=1, audit_hash="x"))
+    store(server, b"two")
+    await eventually(lambda: "audit.head_foreign" in actions(server), 5)
+    await eventually(lambda: "foreign-" in head_fault(server), 10)
+    await eventually(lambda: head_path(server).exists() and head(head_path(server))["audit_seq"] == rows(server), 5)
+    aside, = head_path(server).parent.glob("audit-head.jws.foreign-*")
+    aside.unlink()
+    await eventually(lambda: head_fault(server) == "", 10)
+    assert actions(server).count("audit.head_foreign") == 1 and "audit.head_missing" not in actions(server)
+
+
+def test_an_older_head_of_ours_does_not_hide_what_was_cut_off(server: Server, tmp_path: Path) -> None:
+    store(server, b"one")
+    server.stop()
+    server.restart()
+    shutil.copy(head_path(server), tmp_path / "old.jws")
+    for number in range(3):
+        store(server, f"{number}".encode())
+    asyncio.run(eventually(lambda: head(head_path(server))["audit_seq"] == rows(server), 5))
+    last = rows(server)
+    as_its_owner(server, lambda opened: cut_off(opened, 6))
+    shutil.copy(tmp_path / "old.jws", head_path(server))
+    asyncio.run(eventually(lambda: head(head_path(server))["audit_seq"] == last, 5))
+    assert server.stop() == 0 and server.command("audit", "verify").returncode == 1
+
+
+NESTED = base64.urlsafe_b64encode(b"[" * 40000).decode()
+
+
+@pytest.mark.parametrize("garbled", [
+    made_up(audit_seq=10**30, audit_hash="x"), made_up(audit_seq=float("inf"), audit_hash="x"),
+    made_up(audit_seq=-5, audit_hash="x"), made_up(audit_seq="1", audit_hash=[]), "x.W10.y", f"x.{NESTED}.y",
+    f"{NESTED}.x.y", "\udcff", "a" * 100_000, "a folder", "a pipe", "a link to nothing",
+], ids=range(12))
+def test_whatever_lies_in_the_place_of_the_head_the_server_stops_and_starts(server: Server, garbled: str) -> None:
+    path = head_path(server)
+    for running in (True, False):
+        if not running:
+            assert server.stop() == 0
+        path.unlink()
+        if garbled == "a folder":
+            path.mkdir()
+        elif garbled == "a pipe":
+            os.mkfifo(path)
+        elif garbled == "a link to nothing":
+            path.symlink_to("nothing")
+        else:
+            path.write_bytes(garbled.encode(errors="surrogateescape"))
+        if not running:
+            told = server.command("audit", "verify")
+            assert told.returncode == 1 and told.stderr and "Traceback" not in told.stderr
+            told = server.command("doctor")
+            assert told.returncode == 1 and "WRONG audit head" in told.stdout and "Traceback" not in told.stderr
+            server.restart()
+        else:
+            server.api("POST", "/tokens/", {"role": "viewer"})
+            asyncio.run(eventually(lambda: "audit.head_foreign" in actions(server), 5))
+    assert actions(server).count("audit.head_foreign") == 2 and head(path)["audit_seq"] == rows(server)
+    assert len(list(path.parent.glob("audit-head.jws.foreign-*"))) == 2
+    assert "Traceback" not in (server.folder / "server.log").read_text()
+
+
+async def test_a_trigger_that_keeps_rows_out_stops_what_would_leave_them_and_is_told(server: Server) -> None:
+    before = len(server.api("GET", "/tokens/").json()["results"])
+    with closing(sqlite3.connect(database(server))) as opened, opened:
+        opened.execute("CREATE TRIGGER x BEFORE INSERT ON audit WHEN NEW.action = 'token.created' "
+                       "BEGIN SELECT RAISE(IGNORE); END")
+    assert server.api("POST", "/tokens/", {"role": "admin"}).status_code == 503
+    assert len(server.api("GET", "/tokens/").json()["results"]) == before, "what leaves no row does not happen"
+
+    def readyz() -> requests.Response:
+        return requests.get(f"{server.url}/readyz", headers=server.auth, timeout=10)
+
+    await eventually(lambda: readyz().status_code == 503 and "the trigger x is not ours" in readyz().text, 10)
+    told = server.command("audit", "verify")
+    assert told.returncode == 1 and "the trigger x is not ours" in told.stderr
+    assert "WRONG triggers: the trigger x is not ours" in server.command("doctor").stdout

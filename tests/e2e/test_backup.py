@@ -375,3 +375,90 @@ def test_each_is_a_row_of_the_audit(server: Server, tmp_path: Path) -> None:
         with closing(sqlite3.connect(folder / "data" / "packhorse.db")) as database:
             rows = database.execute("SELECT outcome FROM audit WHERE action = ?", (action,)).fetchall()
         assert rows == [("ok",)]
+
+
+def blob_of(server: Server, content: bytes) -> Path:
+    return next((server.folder / "data" / "blobs" / "sealed").rglob(sha256(content)))
+
+
+@pytest.mark.parametrize("words", [(), ("--link",)], ids=["copied", "linked"])
+def test_a_blob_that_cannot_be_read_is_lacking_and_the_rest_is_there(
+    server: Server, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    stored(server, b"good")
+    stored(server, b"unreadable")
+    blob = blob_of(server, b"unreadable")
+    blob.unlink()
+    blob.mkdir()
+    told = server.command("backup", str(tmp_path / "backup"), *words)
+    assert told.returncode == 1 and f"{sha256(b'unreadable')} is damaged or gone here" in told.stderr, told.stderr
+    assert manifest(tmp_path / "backup")["blobs"] == 1 and "Traceback" not in told.stderr
+
+
+def test_a_disk_that_is_full_is_told_in_a_sentence(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    for code in ("storage.errors.NoSpace('the disk is full')", "OSError(28, 'No space left on device')"):
+        program = (f"import sys, storage.errors, server.keeping.backup as b\nfrom server.cli import main\n"
+                   f"def full(*_, **__): raise {code}\nb.carry = full\nmain()")
+        told = subprocess.run(
+            [sys.executable, "-c", program, "backup", str(tmp_path / "b"), "--config", "packhorse.toml"],
+            cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+            timeout=60, check=False)
+        assert told.returncode == 1 and len(told.stderr.splitlines()) == 1, told.stderr
+        assert "full" in told.stderr or "No space left" in told.stderr
+
+
+def told_anew(backup: Path, **changes: object) -> None:
+    """The manifest, with `changes`, of the database as it is now."""
+    values = manifest(backup)
+    database = backup / str(values["database"]["path"])  # type: ignore[index]
+    values["database"]["sha256"] = sha256(database.read_bytes())  # type: ignore[index]
+    (backup / "manifest.json").write_text(json.dumps({**values, **changes}))
+
+
+def refused(folder: Path, backup: Path) -> str:
+    """What is told of a backup that is not restored."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    told = packhorse(folder, "restore", str(backup))
+    assert told.returncode == 1 and "Traceback" not in told.stderr, told.stderr
+    return told.stderr
+
+
+def test_a_backup_of_somebody_who_means_harm_touches_nothing_outside(server: Server, tmp_path: Path) -> None:
+    stored(server, b"one")
+    backup, folder, victim = tmp_path / "backup", tmp_path / "new", tmp_path / "victim.txt"
+    assert server.command("backup", str(backup)).returncode == 0
+    victim.write_text("precious")
+    database = next(backup.glob("database-*"))
+    with closing(sqlite3.connect(database)) as opened, opened:
+        for site, digest in (("default", "../../../../../../victim.txt"), ("x/../../../../../evil", "a" * 64),
+                             ("default", "A" * 64)):
+            opened.execute("INSERT INTO blob (site, sha256, size_bytes, sealed_at) VALUES (?, ?, 7, 'now')",
+                           (site, digest))
+    told_anew(backup)
+    assert refused(folder, backup).count("is not in the backup, or damaged there") == 3
+    assert victim.read_text() == "precious" and not list(tmp_path.rglob("*evil*"))
+    assert {path.name for path in (folder / "data" / "blobs" / "sealed").iterdir()} == {"site-default"}
+    keys = list(manifest(backup)["keys"])  # type: ignore[call-overload]
+    (backup / "keys" / "link.json").symlink_to(victim)
+    (backup / "keys" / "deep").mkdir()
+    for name, why in (("keys/link.json", "is a link"), ("../victim.txt", "where no backup has"),
+                      ("keys/../../victim.json", "where no backup has"), (str(victim), "where no backup has")):
+        file = {"path": name, "sha256": sha256(b"precious"), "size_bytes": 8}
+        told_anew(backup, keys=[*keys, file])
+        assert why in refused(folder, backup) and not (folder / "data" / "keys").exists()
+
+
+def test_a_manifest_of_other_types_is_none(server: Server, tmp_path: Path) -> None:
+    backup, folder = tmp_path / "backup", tmp_path / "new"
+    assert server.command("backup", str(backup)).returncode == 0
+    good = manifest(backup)
+    for name, value in (("database", {"path": 5, "sha256": "x", "size_bytes": 1}), ("database", []), ("keys", "abc"),
+                        ("keys", [1]), ("lacking", 5), ("lacking", [5]), ("head", [1]), ("format", [1]),
+                        ("made_at", {}), ("audit_seq", "1"), ("more", 1)):
+        (backup / "manifest.json").write_text(json.dumps({**good, name: value}))
+        assert "no manifest of a backup" in (told := refused(folder, backup)) or "of format" in told
+    for text in ("[" * 100_000, "[]", "null", "5"):
+        (backup / "manifest.json").write_text(text)
+        assert "manifest" in refused(folder, backup)
