@@ -320,8 +320,8 @@ def test_a_narrowed_token_hears_of_no_link_that_was_undone_and_of_no_order_of_ot
         assert server.api("POST", f"/images/{image_id}/{verb}/", body).status_code == 200
     own = token_of(server, "--role", "viewer", "--visit", "77")
     of_wrong = server.api("POST", "/tokens/", {"role": "viewer", "radiology_order_id": wrong}).json()["token"]
-    told = [body["data"] for body in polled(server, f"radiology_order_id={mine}", own) if body["type"] == "image.stored"]
-    assert [data["orders"] for data in told] == [[mine]]
+    heard = polled(server, f"radiology_order_id={mine}", own)
+    assert [body["data"]["orders"] for body in heard if body["type"] == "image.stored"] == [[mine]]
     assert polled(server, "", of_wrong) == []
     mixed = server.api("POST", "/tokens/", {"role": "viewer", "visit_id": "77", "radiology_order_id": other})
     assert polled(server, "", mixed.json()["token"]) == []  # that order belongs to another visit
