@@ -34,7 +34,8 @@ class Principal:
     """Who calls: a token's id or an issuer's subject, its one site and role, and the scopes that narrow it.
 
     `visit_id` and `radiology_order_id`: the one that it may touch. `created_by_id`: the user it acts for.
-    `expired`: it is genuine, and its time is over, which was at `expires_at`.
+    `expired`: it is genuine, and its time is over, which was at `expires_at`. `let_in_by`: who made the code of the
+    browser that calls, where that is another principal than the browser acts for.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Principal:
     radiology_order_id: str | None = None
     created_by_id: str | None = None
     expires_at: str | None = None
+    let_in_by: str | None = None
 
     def may(self, *roles: Role) -> bool:
         """Whether the role allows what one of `roles` is needed for."""

@@ -1,8 +1,9 @@
 """JSON bodies, parsed once at the edge into models that cannot be wrong. Knows no feature's fields."""
 
 import json
+import math
 import zlib
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 from aiohttp import hdrs, web
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -64,7 +65,7 @@ async def json_body(request: web.Request) -> object:
     if request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower() == "gzip":
         raw = _gunzip(raw, request.client_max_size)
     try:
-        value = json.loads(raw, parse_constant=_no_number)
+        value = json.loads(raw, parse_constant=_no_number, parse_float=_finite)
         json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could be neither stored nor hashed
     except (ValueError, RecursionError) as error:
         raise RequestError("invalid_json", "the body is not JSON") from error
@@ -85,5 +86,11 @@ def _gunzip(raw: bytes, limit_bytes: int) -> bytes:
     return content
 
 
-def _no_number(word: str) -> None:
+def _finite(text: str) -> float:
+    """1e999 is JSON, but as a float it is infinite, which no answer could tell."""
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text[:40])
+
+
+def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON number")  # RFC 8259 §6

@@ -64,11 +64,12 @@ def once(
 ) -> dict[str, Any]:
     """Run `unit` once per key; the same key again gives the answer of then, `replayed`.
 
+    An issuer's subject may come with JWTs of several sites and scopes: what was done for one of them answers no other.
     RequestError `idempotency_key_reused` when the key came with another `request`.
     """
-    key = call.idempotency_key
-    if key is None:
+    if call.idempotency_key is None:
         return unit(tx)
+    key = _key_within(call.who, call.idempotency_key)
     digest = hashlib.sha256(canonical(request).encode()).hexdigest()
     known = sessions.remembered(tx, call.who.name, call.route, key, timestamp(now() - KEPT))
     if known is not None:
@@ -78,3 +79,9 @@ def once(
     answer = unit(tx)
     sessions.remember(tx, call.who.site, call.who.name, call.route, key, digest, 200, answer)
     return answer
+
+
+def _key_within(who: Principal, key: str) -> str:
+    """The key as it is kept: one for each site and scope."""
+    scope = [who.site, who.visit_id, who.radiology_order_id, who.created_by_id, key]
+    return hashlib.sha256(canonical(scope).encode("utf-8", "surrogateescape")).hexdigest()

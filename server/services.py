@@ -160,7 +160,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
                             **dict.fromkeys(calls, webhooks.run_job)},
                     at_once=calls, backoff=Backoff(first_s=settings.forward.first_retry_s))
     arrivals = Arrivals(store, ingester, on_stored=lambda: worker.wake("forward"), received=counts.received("dimse"))
-    reads, feed = Reads(seldom), Feed(store, settings.events.max_streams)
+    reads, feed = Reads(seldom), Feed(store, settings.events)
     links, pace = Links(base_url), Pace(given.progress_floor_bytes_per_s, given.progress_window_s)
     tus = TusHandlers(uploads, intake, links, replace(pace, received=counts.received("tus")), max_size_bytes)
     rufh = RufhHandlers(uploads, intake, links, replace(pace, received=counts.received("rufh")), max_size_bytes)

@@ -225,6 +225,7 @@ class Events(Section):
 
     study_stable_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     max_streams: Annotated[int, Field(gt=0, le=100_000)] = 200
+    max_streams_per_principal: Annotated[int, Field(gt=0, le=100_000)] = 20
 
 
 class Webhook(Section):

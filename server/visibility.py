@@ -21,10 +21,15 @@ def may_see_image(tx: Connection, image: ImageRecord, who: Principal) -> bool:
     return sessions.brought(tx, image.id, who.name)
 
 
+def only_names_orders(who: Principal) -> bool:
+    """Whether the caller sees orders because its sessions name them, which anybody's may: it is told no patient."""
+    return not who.is_narrowed and not who.may(Role.VIEWER)
+
+
 def may_see_order(tx: Connection, order: OrderRecord, who: Principal) -> bool:
     """A narrowed token: the orders that it covers; an uploader: those that its sessions name."""
     if order.site != who.site or not who.sees_order(order.radiology_order_id, order.visit_id):
         return False
-    if who.is_narrowed or who.may(Role.VIEWER):
+    if not only_names_orders(who):
         return True
     return orders.is_named_by(tx, order.site, order.radiology_order_id, who.name)

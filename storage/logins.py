@@ -1,21 +1,22 @@
 """Units of work on one-time codes and on browsers that are logged in. Secrets never come here, only their SHA-256."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select, update
 
 from storage.database.prepared import Prepared
-from storage.records import BrowserRecord, timestamp
+from storage.records import BrowserRecord, CodeRecord, timestamp
 from storage.tables import browser, login_code
 
 _COLUMNS = tuple(browser.c[field.name] for field in fields(BrowserRecord))
+_CODE_COLUMNS = tuple(login_code.c[field.name] for field in fields(CodeRecord))
 _FIND = Prepared(select(*_COLUMNS).where(browser.c.cookie_sha256 == bindparam("wanted")))
 
 
-def add_code(tx: Connection, code_sha256: str, site: str, token_id: str, expires_at: str) -> None:
-    """A code that lets one browser in for the token, once, until `expires_at`."""
-    tx.execute(insert(login_code).values(
-        code_sha256=code_sha256, site=site, token_id=token_id, created_at=timestamp(), expires_at=expires_at))
+def add_code(tx: Connection, record: CodeRecord) -> None:
+    """A code that lets one browser in for its token, once."""
+    tx.execute(insert(login_code).values(**asdict(record)))
 
 
 def code_is_good(tx: Connection, code_sha256: str) -> bool:
@@ -23,13 +24,13 @@ def code_is_good(tx: Connection, code_sha256: str) -> bool:
     return tx.execute(select(login_code.c.token_id).where(_is_good(code_sha256))).first() is not None
 
 
-def use_code(tx: Connection, code_sha256: str) -> str | None:
-    """Use the code up: the id of its token; None where it is not good (any more)."""
+def use_code(tx: Connection, code_sha256: str) -> CodeRecord | None:
+    """Use the code up, and give it; None where it is not good (any more)."""
     good = _is_good(code_sha256)
-    row = tx.execute(select(login_code.c.token_id).where(good)).first()
+    row = tx.execute(select(*_CODE_COLUMNS).where(good)).first()
     if row is None or tx.execute(update(login_code).where(good).values(used_at=timestamp())).rowcount != 1:
         return None
-    return str(row.token_id)
+    return CodeRecord(*row)
 
 
 def _is_good(code_sha256: str) -> ColumnElement[bool]:
@@ -52,6 +53,14 @@ def end_browser(tx: Connection, cookie_sha256: str) -> bool:
     """Log a browser out; whether it was logged in."""
     present = (browser.c.cookie_sha256 == cookie_sha256) & browser.c.ended_at.is_(None)
     return tx.execute(update(browser).where(present).values(ended_at=timestamp())).rowcount == 1
+
+
+def end_made_by(tx: Connection, makers: Sequence[str]) -> None:
+    """End what these principals let in: browsers that their codes logged in, and codes that nobody has used."""
+    moment = timestamp()
+    tx.execute(update(browser).where(browser.c.maker.in_(makers), browser.c.ended_at.is_(None)).values(ended_at=moment))
+    tx.execute(update(login_code).where(
+        login_code.c.maker.in_(makers), login_code.c.used_at.is_(None)).values(used_at=moment))
 
 
 def forget(tx: Connection, before: str) -> None:

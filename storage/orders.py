@@ -148,6 +148,12 @@ def count_images(tx: Connection, site: str, radiology_order_id: str) -> tuple[in
     return int(count), int(size_bytes)
 
 
+def has_links(tx: Connection, site: str, radiology_order_id: str) -> bool:
+    """Whether any image is linked to an order, shown or not."""
+    links = select(image_order.c.image_id).where(*_linked(site, radiology_order_id))
+    return tx.execute(links.limit(1)).first() is not None
+
+
 def _linked(site: str, radiology_order_id: str) -> tuple[Any, ...]:  # conditions on the links
     return (image_order.c.site == site, image_order.c.radiology_order_id == radiology_order_id,
             image_order.c.undone_at.is_(None))

@@ -378,8 +378,27 @@ class TokenRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeRecord:
+    """A one-time code, of which only the SHA-256 is kept: good until `expires_at`, for one browser of the token.
+
+    `maker`: the principal that made it over the API, whose own time is over at `maker_expires_at`.
+    """
+
+    code_sha256: str
+    site: str
+    token_id: str
+    created_at: str
+    expires_at: str
+    maker: str | None = None
+    maker_expires_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BrowserRecord:
-    """A browser that is logged in by a cookie, of which only the SHA-256 is kept; what it may do its token says."""
+    """A browser that is logged in by a cookie, of which only the SHA-256 is kept; what it may do its token says.
+
+    `maker`: the principal that made its code over the API.
+    """
 
     cookie_sha256: str
     site: str
@@ -387,6 +406,7 @@ class BrowserRecord:
     created_at: str
     expires_at: str
     ended_at: str | None = None
+    maker: str | None = None
 
 
 def new_id() -> str:

@@ -7,20 +7,30 @@ from sqlalchemy import ColumnElement, Connection, Select, select
 
 from storage.tables import image, image_order, imaging_order, session, session_member
 
+Place = tuple[str | None, str | None]
+"""An order and the visit that it belongs to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The ids that something belongs to; `principals` brought it, or may go on with it."""
+    """The ids that something belongs to; `principals` brought it, or may go on with it.
+
+    `places`: each order with its visit, None where there is none.
+    """
 
     sessions: frozenset[str] = frozenset()
-    orders: frozenset[str] = frozenset()
+    places: frozenset[Place] = frozenset()
     studies: frozenset[str] = frozenset()
-    visits: frozenset[str] = frozenset()
     principals: frozenset[str] = frozenset()
 
+    @property
+    def orders(self) -> frozenset[str]:
+        """The orders alone."""
+        return frozenset(order for order, _ in self.places if order is not None)
+
     def __or__(self, other: "Scope") -> "Scope":
-        return Scope(self.sessions | other.sessions, self.orders | other.orders, self.studies | other.studies,
-                     self.visits | other.visits, self.principals | other.principals)
+        return Scope(self.sessions | other.sessions, self.places | other.places, self.studies | other.studies,
+                     self.principals | other.principals)
 
 
 def of_session(tx: Connection, site: str, session_id: str) -> Scope:
@@ -32,7 +42,7 @@ def of_session(tx: Connection, site: str, session_id: str) -> Scope:
     if found is None:
         return Scope()
     members = _set(tx, select(session_member.c.principal).where(session_member.c.session_id == session_id))
-    return Scope(frozenset({session_id}), _given(found[0]), _given(found[2]), _given(found[1]), members)
+    return Scope(frozenset({session_id}), frozenset({(found[0], found[1])}), _given(found[2]), members)
 
 
 def of_images(tx: Connection, site: str, image_ids: list[int]) -> Scope:
@@ -48,28 +58,31 @@ def of_study(tx: Connection, site: str, study_instance_uid: str) -> Scope:
 def of_order(tx: Connection, site: str, radiology_order_id: str) -> Scope:
     """That of its images, and its own visit and sessions."""
     linked = select(image_order.c.image_id).where(
-        image_order.c.site == site, image_order.c.radiology_order_id == radiology_order_id)
+        image_order.c.site == site, image_order.c.radiology_order_id == radiology_order_id,
+        image_order.c.undone_at.is_(None))
     mine = session.c.site == site, session.c.radiology_order_id == radiology_order_id
     return _of_images(tx, site, image.c.id.in_(linked)) | Scope(
-        sessions=_set(tx, select(session.c.session_id).where(*mine)), orders=frozenset({radiology_order_id}),
-        visits=_visits(tx, site, frozenset({radiology_order_id})),
+        sessions=_set(tx, select(session.c.session_id).where(*mine)),
+        places=_places(tx, site, frozenset({radiology_order_id})),
         principals=_set(tx, select(session.c.principal).where(*mine)))
 
 
 def _of_images(tx: Connection, site: str, which: ColumnElement[bool]) -> Scope:
     those = image.c.site == site, which
     orders = _set(tx, select(image_order.c.radiology_order_id).join(
-        image, image.c.id == image_order.c.image_id).where(*those))
+        image, image.c.id == image_order.c.image_id).where(*those, image_order.c.undone_at.is_(None)))
     brought = session.join(image, image.c.id == session.c.server_image_id)
     return Scope(
-        _set(tx, select(session.c.session_id).select_from(brought).where(*those)), orders,
-        _set(tx, select(image.c.study_instance_uid).where(*those)), _visits(tx, site, orders),
+        _set(tx, select(session.c.session_id).select_from(brought).where(*those)), _places(tx, site, orders),
+        _set(tx, select(image.c.study_instance_uid).where(*those)),
         _set(tx, select(session.c.principal).select_from(brought).where(*those)))
 
 
-def _visits(tx: Connection, site: str, orders: frozenset[str]) -> frozenset[str]:
-    return _set(tx, select(imaging_order.c.visit_id).where(
+def _places(tx: Connection, site: str, orders: frozenset[str]) -> frozenset[Place]:
+    known = tx.execute(select(imaging_order.c.radiology_order_id, imaging_order.c.visit_id).where(
         imaging_order.c.site == site, imaging_order.c.radiology_order_id.in_(orders)))
+    visits = {row.radiology_order_id: row.visit_id for row in known}
+    return frozenset((order, visits.get(order)) for order in orders)
 
 
 def _set(tx: Connection, query: Select[Any]) -> frozenset[str]:  # of one column

@@ -396,6 +396,8 @@ login_code = Table(
     _time("created_at", nullable=False),
     _time("expires_at", nullable=False),
     _time("used_at"),
+    Column("maker", String(64)),
+    _time("maker_expires_at"),
 )
 
 browser = Table(
@@ -406,6 +408,7 @@ browser = Table(
     _time("created_at", nullable=False),
     _time("expires_at", nullable=False),
     _time("ended_at"),
+    Column("maker", String(64)),
 )
 
 signing_key = Table(

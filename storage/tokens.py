@@ -44,6 +44,13 @@ def revoke(tx: Connection, token_id: str) -> list[TokenRecord]:
     return sorted(found, key=lambda one: one.token_id != token_id)
 
 
+def descends(tx: Connection, token_id: str, principal: str) -> bool:
+    """Whether the principal minted the token, or minted what minted it."""
+    named = select(token.c.token_id, token.c.maker).where(token.c.token_id == token_id).cte("makers", recursive=True)
+    makers = named.union(select(token.c.token_id, token.c.maker).join(named, token.c.token_id == named.c.maker))
+    return tx.execute(select(makers.c.maker).where(makers.c.maker == principal)).first() is not None
+
+
 def note_uses(tx: Connection, uses: Mapping[str, str], unless_after: str) -> None:
     """When tokens were used last, by id; those whose last use is known to be after `unless_after` are left alone."""
     for token_id, used_at in uses.items():

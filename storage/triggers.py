@@ -39,8 +39,8 @@ IMMUTABLE: dict[Table, frozenset[str]] = {
         "token_id", "site", "role", "visit_id", "radiology_order_id", "created_by_id", "secret_sha256", "created_at",
         "maker",
     }),
-    tables.login_code: frozenset({"code_sha256", "site", "token_id", "expires_at"}),
-    tables.browser: frozenset({"cookie_sha256", "site", "token_id", "expires_at"}),
+    tables.login_code: frozenset({"code_sha256", "site", "token_id", "expires_at", "maker", "maker_expires_at"}),
+    tables.browser: frozenset({"cookie_sha256", "site", "token_id", "expires_at", "maker"}),
 }
 
 # May go from NULL to a value, never again.

@@ -15,10 +15,10 @@ from server.entrance.service import Asked, Mint, Revoke, TokenService
 from server.errors import RequestError
 from server.identifiers import present
 from server.identity.cookies import BaseUrl
+from server.queries import limit_of
 from storage.records import TokenRecord
 
 ROOT = "/api/v1/tokens"
-MOST = 500
 TOKEN_ID = re.compile(r"[0-9a-f]{1,32}")
 
 
@@ -48,13 +48,11 @@ class TokenHandlers:
     @allows(Role.OPERATOR, heeds_scope=True)
     async def listing(self, request: web.Request) -> web.Response:
         """Those that are good now; `include_ended=true` for all."""
-        limit = request.query.get("limit", "100")
-        if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= MOST:
-            raise RequestError("invalid_field", f"limit: 1 to {MOST}", field="limit")
+        limit = limit_of(request)
         found = await self._service.listing(
-            principal_of(request), ended=request.query.get("include_ended") == "true", limit=int(limit) + 1,
+            principal_of(request), ended=request.query.get("include_ended") == "true", limit=limit + 1,
             after=request.query.get("cursor"))
-        page = found[:int(limit)]
+        page = found[:limit]
         return cached_json(request, {"results": [self._json(request, one) for one in page],
                                      "next_cursor": page[-1].token_id if len(found) > len(page) else None})
 

@@ -84,18 +84,19 @@ class LoginHandlers:
         cookie, before = new_secret(), cookies.cookie_of(request, base_url)
 
         def unit(tx: Connection) -> tuple[TokenRecord, BrowserRecord] | None:
-            token_id = logins.use_code(tx, fingerprint(code))
-            record = tokens.find(tx, token_id) if token_id is not None else None
-            if record is None or not is_live(record):
+            used = logins.use_code(tx, fingerprint(code))
+            record = tokens.find(tx, used.token_id) if used is not None else None
+            if used is None or record is None or not is_live(record):
                 return None
             if before is not None:
                 logins.end_browser(tx, fingerprint(before))
             ends_at = timestamp(now() + LOGGED_IN_FOR)
             browser = BrowserRecord(fingerprint(cookie), record.site, record.token_id, timestamp(),
-                                    min(ends_at, record.expires_at or ends_at))
+                                    min(ends_at, record.expires_at or ends_at, used.maker_expires_at or ends_at),
+                                    maker=used.maker)
             logins.add_browser(tx, browser)
             audit.append(tx, AuditEntry(record.site, "login.accepted", record.token_id, f"token/{record.token_id}",
-                                        request.remote))
+                                        request.remote, detail={"maker": used.maker} if used.maker else None))
             return record, browser
 
         good = await self._store.read(lambda tx: logins.code_is_good(tx, fingerprint(code)))

@@ -1,8 +1,9 @@
 """Tokens over the API (contract §11): minted narrower than their maker's, listed, revoked; codes that log a browser in.
 
-One rule for all of it: a caller mints, sees, revokes and gives codes for what its own token covers, and nothing wider:
-same site, no role beyond its own, within its visit, order and user. A minted token dies with its maker: it ends no
-later, and is revoked in the transaction that revokes the maker, as are those that it minted itself.
+One rule for all of it: a caller mints, sees and revokes what its own token covers, and nothing wider: same site, no
+role beyond its own, within its visit, order and user. A minted token dies with its maker: it ends no later, and is
+revoked in the transaction that revokes the maker, as are those that it minted itself. A code lets in as another, so it
+is given for oneself and what one minted only, by an admin for what it covers; it and its browser die with its maker.
 """
 
 import base64
@@ -22,7 +23,7 @@ from server.entrance.codes import new_code
 from server.errors import RequestError
 from server.identifiers import parse_id
 from server.identity.secrets import bearer_text, fingerprint, new_token
-from storage import audit, tokens
+from storage import audit, logins, tokens
 from storage.records import AuditEntry, TokenRecord, now, timestamp
 from storage.store import Store
 
@@ -73,6 +74,7 @@ class TokenService:
         secret's SHA-256 is kept.
         """
         who = asked.who
+        _check_own_browser(who)
         text, wanted = self._wanted(body, asked)
 
         def unit(tx: Connection) -> tuple[bool, TokenRecord]:
@@ -136,13 +138,23 @@ class TokenService:
         return await self._store.write(unit)
 
     async def code(self, token_id: str, asked: Asked) -> tuple[str, str]:
-        """A one-time code that logs a browser in with this token: (code, when it expires)."""
+        """A one-time code that logs a browser in with this token: (code, when it expires).
+
+        RequestError `forbidden` for a token that the caller sees, and neither is nor minted.
+        """
+        who = asked.who
+        _check_own_browser(who)
 
         def unit(tx: Connection) -> tuple[str, str]:
-            record = _covered(tx, token_id, asked.who)
+            record = _covered(tx, token_id, who)
+            maker = tokens.find(tx, who.name)
+            if maker is not None and maker.revoked_at is not None:
+                raise RequestError("unauthorized", "the token is not known, or was revoked")
+            if not (who.may(Role.ADMIN) or token_id == who.name or tokens.descends(tx, token_id, who.name)):
+                raise RequestError("forbidden", "a code is for the token itself, and for those that it minted")
             if not is_live(record):
                 raise RequestError("not_found", "the token has expired or was revoked")
-            return new_code(tx, record, asked.who.name, asked.peer)
+            return new_code(tx, record, who.name, asked.peer, who)
 
         return await self._store.write(unit)
 
@@ -159,8 +171,12 @@ def is_live(record: TokenRecord) -> bool:
 
 
 def revoke(tx: Connection, token_id: str, entry: AuditEntry) -> list[TokenRecord]:
-    """A unit of work: the token and what it minted are refused from now on, each told in the audit as `entry`."""
+    """A unit of work: the token and what it minted are refused from now on, each told in the audit as `entry`.
+
+    Browsers that they let in are logged out, whichever token those act for.
+    """
     fresh = tokens.revoke(tx, token_id)
+    logins.end_made_by(tx, [one.token_id for one in fresh])
     for one in fresh:
         detail = {**(entry.detail or {}), "role": one.role} | ({"with": token_id} if one.token_id != token_id else {})
         audit.append(tx, replace(entry, site=one.site, subject=f"token/{one.token_id}", detail=detail))
@@ -170,6 +186,12 @@ def revoke(tx: Connection, token_id: str, entry: AuditEntry) -> list[TokenRecord
 def deriving(key: bytes) -> Derive:
     """`Derive` by HMAC-SHA-256 with a secret key."""
     return lambda text: hmac.digest(key, text.encode(), hashlib.sha256)
+
+
+def _check_own_browser(who: Principal) -> None:
+    """What a browser minted would be its token's, and outlive who let it in: RequestError `forbidden`."""
+    if who.let_in_by is not None:
+        raise RequestError("forbidden", "a browser that another token let in makes neither tokens nor codes")
 
 
 def _covered(tx: Connection, token_id: str, who: Principal) -> TokenRecord:

@@ -6,14 +6,17 @@ on from further back than what is at hand reads the chain himself, page by page.
 
 import asyncio
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import structlog
 from sqlalchemy import Connection
 
+from server.auth import ANONYMOUS, Principal
 from server.errors import RequestError
 from server.event_rows import ACTIONS, Event, events_of
+from server.settings import Events
 from storage import audit
 from storage.errors import StorageError
 from storage.store import Store
@@ -27,10 +30,10 @@ KEPT_EVENTS = 5000
 class Feed:
     """Events in order; `stopping` once the server stops."""
 
-    def __init__(self, store: Store, most_listeners: int) -> None:
+    def __init__(self, store: Store, limits: Events) -> None:
         self._store = store
-        self._most = most_listeners
-        self._listeners = 0
+        self._limits = limits
+        self._listeners: Counter[str] = Counter()
         self._kept: list[Event] = []
         self._begin = self._end = 0
         self._news = asyncio.Event()
@@ -42,20 +45,24 @@ class Feed:
         return self._store.glance(audit.newest).seq
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        """Listen as long as the context lasts. RequestError `too_many_streams`."""
-        if self._listeners >= self._most:
-            raise RequestError("too_many_streams", f"{self._most} listen already", retry_after_s=5)
-        if self._listeners == 0:
+    async def listening(self, who: Principal) -> AsyncIterator[None]:
+        """Listen as long as the context lasts. RequestError `too_many_streams`: of this principal, or of all."""
+        most, most_of_one = self._limits.max_streams, self._limits.max_streams_per_principal
+        if self._listeners.total() >= most:
+            raise RequestError("too_many_streams", f"{most} listen already", retry_after_s=5)
+        if self._listeners[who.name] >= most_of_one and who != ANONYMOUS:  # who is everybody, on loopback only
+            raise RequestError("too_many_streams", f"{most_of_one} of this token listen already", retry_after_s=5)
+        if not self._listeners:
             self._kept, self._begin = [], self.newest()
             self._end = self._begin
-        self._listeners += 1
+        self._listeners[who.name] += 1
         self._wanted.set()
         try:
             yield
         finally:
-            self._listeners -= 1
-            if self._listeners == 0:
+            self._listeners[who.name] -= 1
+            self._listeners += Counter()  # without those that are at nought
+            if not self._listeners:
                 self._wanted.clear()
 
     async def after(self, seq: int) -> tuple[list[Event], int]:

@@ -13,10 +13,11 @@ from server.access import ANYBODY, allows
 from server.auth import Principal, principal_of
 from server.errors import RequestError
 from server.event_rows import Event
-from server.events.described import DESCRIBED, MOST
+from server.events.described import DESCRIBED
 from server.events.feed import Feed
-from server.events.listeners import Wanted, may_hear
+from server.events.listeners import Wanted, as_heard, may_hear
 from server.identifiers import parse_text_id
+from server.queries import limit_of, number
 
 log = structlog.get_logger()
 HEARTBEAT_S = 15.0
@@ -54,18 +55,16 @@ class EventHandlers:
             return await self._listing(request, who, wanted)
         if request.method == "HEAD":  # nothing would ever follow
             return web.Response(headers=STREAM)
-        async with self._feed.listening():
+        async with self._feed.listening(who):
             return await self._stream(request, who, wanted)
 
     async def _listing(self, request: web.Request, who: Principal, wanted: Wanted) -> web.Response:
-        limit = _number(request.query.get("limit", "100"), "limit")
-        if not 1 <= limit <= MOST:
-            raise RequestError("invalid_field", f"limit: 1 to {MOST}", field="limit")
+        limit = limit_of(request)
         newest = self._feed.newest()
         place, found = self._place(request, newest), list[Event]()
         for _ in range(MOST_PAGES):
             events, end = await self._feed.page(place)
-            found += [event for event in events if wanted.has(event) and may_hear(event, who)]
+            found += _heard(events, who, wanted)
             place = end
             if len(found) >= limit or place >= newest:
                 break
@@ -86,7 +85,7 @@ class EventHandlers:
             written = time.monotonic()
             while not self._feed.stopping and await self._recheck(request):
                 events, place = await self._feed.after(place)
-                mine = [_block(event, base_url) for event in events if wanted.has(event) and may_hear(event, who)]
+                mine = [_block(event, base_url) for event in _heard(events, who, wanted)]
                 if mine or time.monotonic() - written >= HEARTBEAT_S:
                     # a block without data is no event, and yet its id is where the client goes on
                     await _write(response, b"".join(mine) or f": all is well\nid: {place}\n\n".encode())
@@ -104,15 +103,19 @@ class EventHandlers:
     def _place(self, request: web.Request, newest: int) -> int:
         """The row after which to begin. Beyond the last one, which only a power cut can do, is from now on."""
         if (last := request.headers.get("Last-Event-ID")) is not None and _is_stream(request):
-            return min(_number(last, "Last-Event-ID"), newest)  # a browser that comes again sends its first URL too
+            return min(number(last, "Last-Event-ID"), newest)  # a browser that comes again sends its first URL too
         if (after := request.query.get("after")) is not None:
-            return min(_number(after, "after"), newest)
+            return min(number(after, "after"), newest)
         return newest
 
 
 def _is_stream(request: web.Request) -> bool:
     accepted = request.headers.get("Accept", "")
     return "text/event-stream" in accepted or ("application/json" not in accepted and "after" not in request.query)
+
+
+def _heard(events: list[Event], who: Principal, wanted: Wanted) -> list[Event]:
+    return [as_heard(event, who) for event in events if wanted.has(event) and may_hear(event, who)]
 
 
 async def _write(response: web.StreamResponse, text: bytes) -> None:
@@ -134,9 +137,3 @@ def _wanted(request: web.Request) -> Wanted:
     return Wanted(
         parse_text_id(session_id, "session_id").text if session_id is not None else None,
         parse_text_id(order_id, "radiology_order_id").text if order_id is not None else None, uid)
-
-
-def _number(text: str, field: str) -> int:
-    if not text.isdecimal() or not text.isascii() or len(text) > 15:
-        raise RequestError("invalid_field", f"{field} must be a number", field=field)
-    return int(text)

@@ -1,6 +1,6 @@
 """Who may hear of what: the caller's site, visit and role, and what it asked for. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.auth import Principal, Role
 from server.event_rows import Event
@@ -26,7 +26,13 @@ def may_hear(event: Event, who: Principal) -> bool:
     if event.site != who.site:
         return False
     if who.is_narrowed:
-        scope = event.scope
-        return (who.visit_id is None or who.visit_id in scope.visits) and (
-            who.radiology_order_id is None or who.radiology_order_id in scope.orders)
+        return any(who.sees_order(order, visit) for order, visit in event.scope.places)
     return who.may(Role.VIEWER, Role.OPERATOR, Role.AUDITOR) or who.name in event.scope.principals
+
+
+def as_heard(event: Event, who: Principal) -> Event:
+    """The event as it is told to `who`: to a narrowed token without the orders that it does not see."""
+    if not who.is_narrowed or "orders" not in event.data:
+        return event
+    seen = {order for order, visit in event.scope.places if who.sees_order(order, visit)}
+    return replace(event, data={**event.data, "orders": [order for order in event.data["orders"] if order in seen]})

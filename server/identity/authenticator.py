@@ -7,7 +7,7 @@ refused within one. Never logs a token; only the SHA-256 of a secret is looked u
 import hmac
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import structlog
@@ -109,7 +109,9 @@ class Authenticator:
             raise RequestError("unauthorized", "this browser is not logged in")
         if known.ended_at is not None or known.expires_at <= timestamp():
             raise RequestError("unauthorized", "this browser is logged in no more")
-        return self._proved(record)
+        bearer = self._proved(record)
+        other = known.maker if known.maker != known.token_id else None
+        return replace(bearer, principal=replace(bearer.principal, expires_at=known.expires_at, let_in_by=other))
 
     def of_url(self, path: str, signature: str, peer: str | None) -> Bearer:
         """Who was told the signed URL; it is good while its token is."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from server.auth import Principal
 from server.errors import RequestError
 from server.linking import BY_ACCESSION, contradictions, link, note_complete, note_contradictions, order_of_accession
 from storage import audit, jobs, orders, sessions
@@ -12,11 +13,13 @@ from storage.records import AuditEntry, OrderRecord, Status, rank
 STORED = (Status.SYNCED, Status.ACK_RECEIVED)
 
 
-def name_order(tx: Connection, site: str, radiology_order_id: str, visit_id: str | None) -> str | None:
+def name_order(tx: Connection, who: Principal, radiology_order_id: str, visit_id: str | None) -> str | None:
     """A sender named an order: keep it, unverified, if it is new. Gives its visit.
 
-    RequestError `order_visit_mismatch` when it belongs to another visit (contract §1).
+    RequestError `order_visit_mismatch` when it belongs to another visit (contract §1); `forbidden` where a narrowed
+    token would bring an order that it does not see, with what is in it, into its own visit.
     """
+    site = who.site
     known = orders.find(tx, site, radiology_order_id)
     if known is None:
         orders.put(
@@ -25,6 +28,8 @@ def name_order(tx: Connection, site: str, radiology_order_id: str, visit_id: str
     if visit_id is None or known.visit_id == visit_id:
         return known.visit_id
     _check_visit(known, visit_id)
+    if who.is_narrowed and _holds_more(tx, known, who):
+        raise RequestError("forbidden", "the order has no visit yet: who announced it, or a wider token, names it")
     record = orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=known.accession_number,
                         verified=known.verified, attributes=known.attributes)
     _tell_visit(tx, record, "server", None)
@@ -61,6 +66,13 @@ def announce(
         _raise(tx, record, actor, peer)
     _link_by_accession(tx, record, actor, peer, quarantines)
     return known is None, record
+
+
+def _holds_more(tx: Connection, order: OrderRecord, who: Principal) -> bool:
+    """Whether there is more to an order than what the caller himself made under its name."""
+    site, order_id = order.site, order.radiology_order_id
+    return order.verified or orders.has_links(tx, site, order_id) or any(
+        session.principal != who.name for session in sessions.of_order(tx, site, order_id))
 
 
 def _check_visit(known: OrderRecord, visit_id: str) -> None:

@@ -10,7 +10,6 @@ from server.access import allows
 from server.auth import Role, principal_of
 from server.bodies import json_body, parse
 from server.caching import cached_json
-from server.errors import RequestError
 from server.idempotency import call_of
 from server.identifiers import OutsideId, parse_id, parse_text_id, present
 from server.identity.signatures import Signed
@@ -18,10 +17,10 @@ from server.orders.described import DESCRIBED
 from server.orders.inbox import Inbox
 from server.orders.schema import Link, OrderBody, order_json
 from server.orders.service import OrderService, OrderView
+from server.queries import limit_of, number
 from storage.records import ImageRecord, SessionRecord
 from storage.store import Store
 
-MOST = 500
 DescribeImage = Callable[[Connection, ImageRecord, str, Callable[[str], str]], dict[str, Any]]
 
 
@@ -76,7 +75,7 @@ class OrderHandlers:
     async def listing(self, request: web.Request) -> web.Response:
         """Orders, by `visit_id accession_number patient_id limit cursor`."""
         query = request.query
-        limit = _limit(request)
+        limit = limit_of(request)
         by = {name: query.get(name) or None for name in ("visit_id", "accession_number", "patient_id")}
         views = await self._service.listing(principal_of(request), limit + 1, query.get("cursor", ""), **by)
         page = views[:limit]
@@ -103,7 +102,7 @@ class OrderHandlers:
     @allows(Role.OPERATOR, Role.UPLOADER)
     async def inbox(self, request: web.Request) -> web.Response:
         """What belongs to no order yet."""
-        limit, (before_id, before_seq) = _limit(request), _cursor(request.query.get("cursor"))
+        limit, (before_id, before_seq) = limit_of(request), _cursor(request.query.get("cursor"))
         found = await self._inbox.page(principal_of(request), limit + 1, before_id, before_seq)
         images, sessions = found.images[:limit], found.sessions[:limit]
         cursor = None
@@ -148,25 +147,14 @@ def _order_id(request: web.Request) -> OutsideId:
 async def _link(request: web.Request) -> tuple[int, OutsideId, str]:
     """The image of the URL, the order and the reason of the body."""
     body, text = parse(Link, await json_body(request)), request.match_info["image_id"]
-    if not text.isdecimal() or len(text) > 15:
-        raise RequestError("invalid_field", "image_id must be a number", field="image_id")
-    return int(text), parse_id(body.radiology_order_id, "radiology_order_id"), body.reason
-
-
-def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", "100")
-    if not text.isdecimal() or not 1 <= int(text) <= MOST:
-        raise RequestError("invalid_field", f"limit: 1 to {MOST}", field="limit")
-    return int(text)
+    return number(text, "image_id"), parse_id(body.radiology_order_id, "radiology_order_id"), body.reason
 
 
 def _cursor(text: str | None) -> tuple[int | None, int | None]:
     if text is None:
         return None, None
     image_id, _, seq = text.partition("-")
-    if not (image_id.isdecimal() and seq.isdecimal() and len(text) <= 40):
-        raise RequestError("invalid_field", "cursor: what next_cursor said", field="cursor")
-    return int(image_id), int(seq)
+    return number(image_id, "cursor"), number(seq, "cursor")
 
 
 def _session_json(record: SessionRecord, base_url: str) -> dict[str, Any]:

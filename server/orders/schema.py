@@ -56,6 +56,9 @@ class OrderBody(Body):
 
 
 FIELDS = tuple(name for name in OrderBody.model_fields if name != "visit_id")
+OF_THE_PATIENT = frozenset({"patient_id", "issuer_of_patient_id", "patient_name", "patient_birth_date", "patient_sex",
+                            "accession_number"})
+"""What tells whose order it is, or leads to it."""
 
 
 class Link(Body):

@@ -1,6 +1,6 @@
 """What may be done with orders: announced by the EMR, read, listed, and asked how far they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -10,8 +10,8 @@ from server.errors import RequestError
 from server.identifiers import OutsideId, parse_id
 from server.orders.announcing import announce
 from server.orders.progress import Progress
-from server.orders.schema import OrderBody, attributes_of, visit_is_number
-from server.visibility import may_see_image, may_see_order
+from server.orders.schema import OF_THE_PATIENT, OrderBody, attributes_of, visit_is_number
+from server.visibility import may_see_image, may_see_order, only_names_orders
 from storage import orders
 from storage.records import ImageRecord, OrderRecord
 from storage.store import Store
@@ -45,22 +45,27 @@ class OrderService:
             new, record = announce(
                 tx, who.site, order_id.text, visit_id=visit.text if visit else None, attributes=attributes,
                 actor=who.name, peer=peer, quarantines=self._quarantines)
-            return new, _view(tx, record)
+            return new, _view(tx, record, who)
 
         return await self._store.write(unit)
 
     async def get(self, order_id: OutsideId, who: Principal) -> OrderView:
         """What is known of an order."""
-        return await self._store.read(lambda tx: _view(tx, _seen(tx, order_id, who)))
+        return await self._store.read(lambda tx: _view(tx, _seen(tx, order_id, who), who))
 
     async def listing(self, who: Principal, limit: int, after: str, **by: str | None) -> list[OrderView]:
-        """Orders that `who` may see, in order of their ids; `by`: see storage.orders.listing."""
+        """Orders that `who` may see, in order of their ids; `by`: see storage.orders.listing.
+
+        RequestError `forbidden`: who is not told an order's patient finds none by guessing.
+        """
         who.require(Role.VIEWER, Role.UPLOADER)
+        if only_names_orders(who) and (by.get("patient_id") or by.get("accession_number")):
+            raise RequestError("forbidden", "an uploader looks for no patient and no accession number")
         visit = by.pop("visit_id") or who.visit_id
         if not who.sees_visit(visit):
             return []
-        principal = None if who.is_narrowed or who.may(Role.VIEWER) else who.name
-        return await self._store.read(lambda tx: [_view(tx, record) for record in orders.listing(
+        principal = who.name if only_names_orders(who) else None
+        return await self._store.read(lambda tx: [_view(tx, record, who) for record in orders.listing(
             tx, who.site, visit_id=visit, radiology_order_id=who.radiology_order_id, principal=principal, after=after,
             limit=limit, **by)])
 
@@ -95,5 +100,11 @@ def _seen(tx: Connection, order_id: OutsideId, who: Principal) -> OrderRecord:
     return record
 
 
-def _view(tx: Connection, record: OrderRecord) -> OrderView:
-    return OrderView(record, [image.id for image in orders.images(tx, record.site, record.radiology_order_id)])
+def _view(tx: Connection, record: OrderRecord, who: Principal) -> OrderView:
+    """What `who` is shown of an order: to name one, which anybody can, tells neither its patient nor others' images."""
+    images = orders.images(tx, record.site, record.radiology_order_id)
+    if only_names_orders(who):
+        images = [image for image in images if may_see_image(tx, image, who)]
+        kept = {name: value for name, value in record.attributes.items() if name not in OF_THE_PATIENT}
+        record = replace(record, attributes=kept, accession_number=None)
+    return OrderView(record, [image.id for image in images])

@@ -15,6 +15,7 @@ from server.pacs.described import DESCRIBED
 from server.pacs.ingest import blob_path
 from server.pacs.presentation import Sign, image_json, study_json
 from server.pacs.render import MediaType, Renderer, Window
+from server.queries import number
 from server.reads import Reads, check_sound, subject_of
 from server.visibility import may_see_image
 from storage import instances, jobs
@@ -75,7 +76,7 @@ class ImageHandlers:
     async def rendered(self, request: web.Request) -> web.Response:
         """One frame as PNG or JPEG: `?frame=1&window=center,width`, the kind by `Accept` or `?accept=`."""
         image = await self._image(request, pixels=True)
-        frame = _number(request.query.get("frame", "1"), "frame")
+        frame = number(request.query.get("frame", "1"), "frame", 1)
         return await self._picture(request, image, frame, _window(request.query.get("window")), None)
 
     @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True, by_url=True)
@@ -115,8 +116,8 @@ class ImageHandlers:
         """Studies in order of coming; with `?rejected=true` those of rejected images, for operators."""
         who = principal_of(request)
         rejected = _asks_for_rejected(request)
-        limit = min(_number(request.query.get("limit", "100"), "limit"), 500)
-        after = _number(request.query.get("cursor", "0"), "cursor", least=0)
+        limit = min(number(request.query.get("limit", "100"), "limit", 1), 500)
+        after = number(request.query.get("cursor", "0"), "cursor")
         rows = await self._store.read(lambda tx: instances.studies(
             tx, who.site, limit + 1, after, rejected=rejected))
         base_url = self._base_url(request)
@@ -172,7 +173,7 @@ class ImageHandlers:
     async def _image(self, request: web.Request, *, pixels: bool = False) -> ImageRecord:
         who = principal_of(request)
         who.require(*([Role.VIEWER, Role.UPLOADER] if pixels else [Role.VIEWER, Role.UPLOADER, Role.AUDITOR]))
-        image_id = _number(request.match_info["image_id"], "image_id")
+        image_id = number(request.match_info["image_id"], "image_id", 1)
 
         def unit(tx: Connection) -> ImageRecord | None:
             image = instances.find(tx, who.site, image_id)
@@ -194,12 +195,6 @@ def _asks_for_rejected(request: web.Request) -> bool:
     if asked:
         principal_of(request).require(Role.OPERATOR)
     return asked
-
-
-def _number(text: str, field: str, least: int = 1) -> int:
-    if not text.isdecimal() or len(text) > 15 or int(text) < least:
-        raise RequestError("invalid_field", f"{field} must be a number, at least {least}", field=field)
-    return int(text)
 
 
 def _window(text: str | None) -> Window | None:

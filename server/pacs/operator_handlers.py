@@ -13,6 +13,7 @@ from server.idempotency import call_of
 from server.pacs.decisions import DESCRIBED, Decide, Reject
 from server.pacs.quarantine import Quarantine
 from server.pacs.rejection import Rejection
+from server.queries import limit_of, number
 from storage.records import QuarantineState
 
 MOST = 500
@@ -77,14 +78,10 @@ class OperatorHandlers:
         state = query.get("state", QuarantineState.HELD)
         if state != "all" and state not in list(QuarantineState):
             raise RequestError("invalid_field", f"state: {', '.join(QuarantineState)} or all", field="state")
-        limit, cursor = query.get("limit", "100"), query.get("cursor", "0")
-        if not limit.isdecimal() or not 1 <= int(limit) <= MOST:
-            raise RequestError("invalid_field", f"limit: 1 to {MOST}", field="limit")
-        if not cursor.isdecimal() or len(cursor) > 15:
-            raise RequestError("invalid_field", "cursor: what next_cursor said", field="cursor")
+        limit, cursor = limit_of(request), number(query.get("cursor", "0"), "cursor")
         rows = await self._quarantine.listing(
-            None if state == "all" else QuarantineState(state), int(limit) + 1, int(cursor), principal_of(request))
-        page = rows[:int(limit)]
+            None if state == "all" else QuarantineState(state), limit + 1, cursor, principal_of(request))
+        page = rows[:limit]
         return cached_json(request, {
             "results": page, "next_cursor": str(page[-1]["id"]) if len(rows) > len(page) else None})
 
@@ -104,7 +101,4 @@ class OperatorHandlers:
 
 
 def _id(request: web.Request, name: str) -> int:
-    text = request.match_info[name]
-    if not text.isdecimal() or len(text) > 15:
-        raise RequestError("invalid_field", f"{name} must be a number", field=name)
-    return int(text)
+    return number(request.match_info[name], name)

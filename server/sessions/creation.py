@@ -16,8 +16,8 @@ from storage import blob_rows, sessions, uploads
 from storage.errors import Refused
 from storage.records import SessionRecord, Status, UploadRecord, new_id, rank, timestamp
 
-NameOrder = Callable[[Connection, str, str, str | None], str | None]
-"""Names an order: (tx, site, order, visit) → the order's visit; RequestError `order_visit_mismatch`."""
+NameOrder = Callable[[Connection, Principal, str, str | None], str | None]
+"""Names an order: (tx, who, order, visit) → the order's visit; RequestError `order_visit_mismatch`, `forbidden`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def insert(tx: Connection, record: SessionRecord, who: Principal) -> None:
 def _visit(tx: Connection, new: NewSession, who: Principal, name_order: NameOrder) -> str | None:
     visit = new.visit_id.text if new.visit_id else None
     if new.radiology_order_id is not None:
-        visit = name_order(tx, who.site, new.radiology_order_id.text, visit)
+        visit = name_order(tx, who, new.radiology_order_id.text, visit)
     if not who.sees_order(new.radiology_order_id.text if new.radiology_order_id else None, visit):
         raise RequestError("forbidden", "the token belongs to another visit or order")
     return visit

@@ -17,6 +17,7 @@ from server.identifiers import parse_text_id
 from server.identity.signatures import Signed
 from server.middleware import route_of
 from server.problems import problem_body
+from server.queries import limit_of, number
 from server.sessions import machine, schema
 from server.sessions.described import DESCRIBED
 from server.sessions.service import Caller, SessionService, View
@@ -27,7 +28,6 @@ ROOTS = ("/api/v1/visits/{visit_id}/radiology/upload-sessions", "/api/v1/upload-
 CHUNK_BYTES = (64 * 1024, 64 * 1024 * 1024)
 """The least and the most that `upload_binary/` advises as chunk_size."""
 RETRYABLE = tuple(code for code, meaning in SESSION_FAILURES.items() if meaning.retryable)
-MAX_LIMIT = 500
 
 Complete = Callable[[str, str | None], Awaitable[Verdict | None]]
 DescribeImage = Callable[[Connection, ImageRecord, str, Callable[[str], str]], dict[str, Any]]
@@ -215,12 +215,12 @@ class SessionHandlers:
 
     async def _list(self, request: web.Request, **filters: Any) -> web.Response:  # see storage.sessions.listing
         caller, query = caller_of(request), request.query
-        limit = _integer(query.get("limit", "100"), "limit", MAX_LIMIT)
+        limit = limit_of(request)
         after = query.get("cursor")
         records = await self._service.listing(
             caller, limit + 1, radiology_order_id=query.get("radiology_order_id"), device_id=query.get("device_id"),
             updated_after=query.get("updated_after"),
-            before_seq=_integer(after, "cursor", 2**53) if after else None, **filters)
+            before_seq=number(after, "cursor") if after else None, **filters)
         page = records[:limit]
         results = [await self._json(request, record) for record in page]
         cursor = str(page[-1].seq) if len(records) > limit else None
@@ -246,12 +246,6 @@ class SessionHandlers:
         return schema.session_json(
             view.record, base_url=base_url, bytes_received=view.bytes_received, images=images, safe=view.safe,
             owner=view.owner, duplicate=duplicate or view.record.duplicate_of is not None)
-
-
-def _integer(text: str, field: str, most: int) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= most:
-        raise RequestError("invalid_field", f"{field} must be a number from 1 to {most}", field=field)
-    return int(text)
 
 
 def _answer(body: dict[str, Any], status: int = 200) -> web.Response:

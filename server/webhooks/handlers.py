@@ -9,7 +9,8 @@ from server.auth import Role, principal_of
 from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.errors import RequestError
-from server.webhooks.described import DESCRIBED, MOST, Resend
+from server.queries import limit_of
+from server.webhooks.described import DESCRIBED, Resend
 from server.webhooks.service import Webhooks
 from storage.records import WebhookDeliveryRecord
 
@@ -32,11 +33,8 @@ class WebhookHandlers:
     @allows(Role.OPERATOR)
     async def listing(self, request: web.Request) -> web.StreamResponse:
         """Deliveries, the newest first."""
-        limit = request.query.get("limit", "100")
-        if not limit.isdecimal() or not 1 <= int(limit) <= MOST:
-            raise RequestError("invalid_field", f"limit: 1 to {MOST}", field="limit")
         found = await self._webhooks.listing(
-            principal_of(request), request.query.get("status"), request.query.get("webhook"), int(limit))
+            principal_of(request), request.query.get("status"), request.query.get("webhook"), limit_of(request))
         return cached_json(request, {"results": [_json(one) for one in found]})
 
     @allows(Role.OPERATOR)

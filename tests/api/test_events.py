@@ -293,6 +293,40 @@ async def test_so_many_may_listen_and_no_more(tmp_path: Path) -> None:
         server.stop()
 
 
+async def test_one_token_keeps_nobody_else_from_listening(tmp_path: Path) -> None:
+    limits = "[events]\nmax_streams = 3\nmax_streams_per_principal = 2\n"
+    server = Server(tmp_path / "server", extra=limits).start()
+    try:
+        token = token_of(server, "--role", "viewer")
+        listeners = [Listener(server, token=token) for _ in range(2)]
+        refused = server.api("GET", "/events", token=token, Accept="text/event-stream")
+        assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
+        listeners.append(Listener(server))
+        for one in listeners:
+            one.close()
+    finally:
+        server.stop()
+
+
+def test_a_narrowed_token_hears_of_no_link_that_was_undone_and_of_no_order_of_others(shared_server: Server) -> None:
+    server, prefix = shared_server, uuid.uuid4().hex
+    mine, wrong, other = (f"{prefix}-{name}" for name in ("mine", "wrong", "other"))
+    for order, visit in ((mine, "77"), (wrong, "v9"), (other, "v10")):
+        server.api("PUT", f"/orders/{order}", {"visit_id": visit})
+    session_id = store(server, uuid.uuid4().bytes, radiology_order_id=mine)
+    image_id = server.api("GET", f"/upload-sessions/{session_id}/").json()["server_image_id"]
+    for order, verb in ((wrong, "link"), (other, "link"), (wrong, "unlink")):
+        body = {"radiology_order_id": order, "reason": "wrong patient"}
+        assert server.api("POST", f"/images/{image_id}/{verb}/", body).status_code == 200
+    own = token_of(server, "--role", "viewer", "--visit", "77")
+    of_wrong = server.api("POST", "/tokens/", {"role": "viewer", "radiology_order_id": wrong}).json()["token"]
+    heard = polled(server, f"radiology_order_id={mine}", own)
+    assert [body["data"]["orders"] for body in heard if body["type"] == "image.stored"] == [[mine]]
+    assert polled(server, "", of_wrong) == []
+    mixed = server.api("POST", "/tokens/", {"role": "viewer", "visit_id": "77", "radiology_order_id": other})
+    assert polled(server, "", mixed.json()["token"]) == []  # that order belongs to another visit
+
+
 async def test_a_token_that_is_revoked_hears_no_more(shared_server: Server) -> None:
     token = token_of(shared_server, "--role", "viewer")
     listener = Listener(shared_server, token=token)

@@ -196,6 +196,59 @@ async def test_a_revoked_token_takes_its_browsers_along(shared_server: Server) -
     await eventually(lambda: one.call("GET", "/api/v1/").status_code == 401, 1.5)
 
 
+def code_by(server: Server, secret: str, token_id: str) -> requests.Response:
+    answer: requests.Response = server.api("POST", f"/tokens/{token_id}/code/", token=secret)
+    return answer
+
+
+def test_a_code_is_for_oneself_and_what_one_minted_whatever_else_is_covered(shared_server: Server) -> None:
+    server = shared_server
+    maker, sibling, uploader = token(server, role="operator"), token(server, role="operator"), token(server)
+    child = dict(server.api("POST", "/tokens/", {"role": "operator"}, token=maker["token"]).json())
+    grandchild = dict(server.api("POST", "/tokens/", {"role": "uploader"}, token=child["token"]).json())
+    for victim in (maker, sibling, uploader):
+        answer = code_by(server, child["token"], victim["token_id"])
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    for by, whose in ((child, child), (child, grandchild), (maker, grandchild)):
+        assert code_by(server, by["token"], whose["token_id"]).status_code == 201
+
+
+def test_a_browser_ends_no_later_than_who_let_it_in(shared_server: Server) -> None:
+    server, one = shared_server, Browser(shared_server)
+    victim, brief = token(server, role="operator"), token(server, role="admin", expires_in_s=90)
+    answer = one.log_in(code_by(server, brief["token"], victim["token_id"]).json()["code"])
+    assert answer.json()["token_id"] == victim["token_id"] and answer.json()["expires_at"] <= brief["expires_at"]
+    assert one.call("GET", "/api/v1/login").json()["expires_at"] == answer.json()["expires_at"]
+    with closing(sqlite3.connect(server.folder / "data" / "packhorse.db", timeout=30)) as database:
+        query = "SELECT detail FROM audit WHERE action = 'login.accepted' AND subject = ?"
+        told = database.execute(query, (f"token/{victim['token_id']}",)).fetchall()
+    assert [brief["token_id"] in detail for (detail,) in told] == [True]
+
+
+def test_a_browser_that_another_let_in_makes_nothing_that_would_outlive_him(shared_server: Server) -> None:
+    victim, one = token(shared_server, role="operator"), Browser(shared_server)
+    one.log_in(code_of(shared_server, victim["token_id"]))
+    for path, body in (("", {"role": "viewer"}), (f"{victim['token_id']}/code/", {})):
+        answer = one.call("POST", f"/api/v1/tokens/{path}", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    own = Browser(shared_server)
+    own.log_in(code_by(shared_server, victim["token"], victim["token_id"]).json()["code"])
+    assert own.call("POST", "/api/v1/tokens/", json={"role": "viewer"}).status_code == 201
+
+
+async def test_revoking_who_let_a_browser_in_logs_it_out_and_spoils_his_codes(shared_server: Server) -> None:
+    server, one = shared_server, Browser(shared_server)
+    victim, maker = token(server, role="operator"), token(server, role="admin")
+    one.log_in(code_by(server, maker["token"], victim["token_id"]).json()["code"])
+    unused = code_by(server, maker["token"], victim["token_id"]).json()["code"]
+    assert one.call("GET", "/api/v1/").status_code == 200
+    server.api("DELETE", f"/tokens/{maker['token_id']}/", {"reason": "stolen"})
+    assert Browser(server).log_in(unused).status_code == 401
+    assert code_by(server, maker["token"], maker["token_id"]).status_code == 401
+    await eventually(lambda: one.call("GET", "/api/v1/").status_code == 401, 1.5)
+    assert server.api("GET", "/", token=victim["token"]).status_code == 200
+
+
 def test_a_new_login_ends_the_one_before(browser: Browser) -> None:
     old = {"Cookie": f"packhorse={browser.session.cookies['packhorse']}"}
     url = f"{browser.server.url}/api/v1/"

@@ -14,6 +14,7 @@ from joserfc.jwk import ECKey, RSAKey
 
 from server.identity import jwks
 from server.identity.jwks import IssuerKeys
+from tests import builders
 from tests.issuer import AUDIENCE, Issuer, twin
 from tests.server import Server, patch, sha256, upload_metadata
 
@@ -186,6 +187,34 @@ def test_claims_narrow_what_a_jwt_may_touch(own: tuple[Issuer, Callable[[str], S
         {"clinic": {"site": "north"}, "user": ""},
     ):
         assert who(server, issuer.token(**claims)).status_code == 401, claims
+
+
+def test_what_was_done_under_a_key_answers_no_other_site_and_scope(own: tuple[Issuer, Callable[[str], Server]]) -> None:
+    issuer, start = own
+    server = start(CLAIMS)
+
+    def reject(uid: str, **claims: Any) -> Any:
+        secret = issuer.token(packhorse_role="operator", **claims)
+        body = {"code": "113001", "reason": "blurred"}
+        return server.api("POST", f"/studies/{uid}/reject/", body, token=secret, Idempotency_Key="same")
+
+    content = Path(builders.ct(server.folder / "x.dcm")).read_bytes()
+    told = []
+    for site in ("s1", "s2"):
+        secret = issuer.token(packhorse_role="operator", clinic={"site": site})
+        made = server.tus(
+            "POST", "/files", content, token=secret, Upload_Length=str(len(content)),
+            Upload_Metadata=upload_metadata(filename="x.dcm"), Content_Type="application/offset+octet-stream",
+        )  # fmt: skip
+        assert made.status_code == 201
+        uid = server.api("GET", "/studies/", token=secret).json()["results"][0]["study_instance_uid"]
+        told.append(reject(uid, clinic={"site": site}).json())
+        assert server.api("GET", "/studies/", token=secret).json()["results"] == []
+    assert told[0]["images"] != told[1]["images"]
+    assert reject(uid, clinic={"site": "s2"}).json() == {**told[1], "replayed": True}
+    for scope in ("visit", "order"):
+        assert reject(uid, clinic={"site": "s2"}, **{scope: "7"}).status_code == 404
+    assert "replayed" not in reject(uid, clinic={"site": "s2"}, user="u7").json()
 
 
 def test_a_rotated_key_works_at_once_and_unknown_kids_ask_once(own: tuple[Issuer, Callable[[str], Server]]) -> None:

@@ -175,6 +175,69 @@ def test_who_may_see_an_order(server: Server, order: str) -> None:
     assert server.api("GET", f"/orders/{order}/", token=secrets["uploader"]).status_code == 200
 
 
+def named(server: Server, order: str, secret: str, visit: str = "") -> Any:
+    digest = sha256(uuid.uuid4().bytes)
+    body = {"file_name": "a", "file_size": 3, "checksum_sha256": digest, "radiology_order_id": order}
+    root = f"/visits/{visit}/radiology/upload-sessions" if visit else "/upload-sessions"
+    return server.api("POST", f"{root}/create_session/", body, token=secret)
+
+
+@pytest.mark.parametrize("known_by", ["announced", "image", "session"])
+def test_a_narrowed_token_brings_no_order_of_others_into_its_visit(server: Server, order: str, known_by: str) -> None:
+    wide, narrow = token(server, "--role", "uploader"), token(server, "--role", "operator", "--visit", "66")
+    other = token(server, "--role", "uploader", "--visit", "66")
+    if known_by == "announced":
+        announce(server, order, accession_number="A1")
+    elif known_by == "session":
+        assert named(server, order, wide).status_code == 201
+    else:
+        image_id = sent(server, uuid.uuid4().bytes, order, wide, file_name="a.bin")["server_image_id"]
+    for secret in (narrow, other):
+        answer = named(server, order, secret, visit="66")
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        assert server.api("GET", f"/orders/{order}/", token=secret).status_code == 404
+    metadata = upload_metadata(filename="a", radiology_order_id=order, visit_id="66")
+    assert server.tus("POST", "/files", token=other, Upload_Length="3", Upload_Metadata=metadata).status_code == 403
+    if known_by == "image":
+        assert server.api("GET", f"/images/{image_id}/", token=other).status_code == 404
+    mine = f"{order}-new"
+    assert [named(server, mine, other, visit="66").status_code for _ in range(2)] == [201, 201]
+    assert named(server, order, server.token, visit="66").status_code == 201  # a wider one may say so
+    assert server.api("GET", f"/orders/{order}/", token=other).status_code == 200
+
+
+def test_a_narrowed_operator_links_no_image_to_an_order_of_others(server: Server, order: str) -> None:
+    announce(server, order, accession_number="A1")
+    announce(server, "own", visit_id=66)
+    session = sent(server, uuid.uuid4().bytes, "own", file_name="a.bin")
+    narrow = token(server, "--role", "operator", "--visit", "66")
+    body = {"radiology_order_id": order, "reason": WHY}
+    answer = server.api("POST", f"/images/{session['server_image_id']}/link/", body, token=narrow)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert server.api("GET", f"/orders/{order}/").json()["visit_id"] is None
+
+
+def test_to_name_an_order_tells_neither_its_patient_nor_others_images(server: Server, order: str) -> None:
+    announce(server, order, **FULL)
+    sent(server, uuid.uuid4().bytes, order, file_name="a.bin")
+    secret = token(server, "--role", "uploader")
+    own = sent(server, uuid.uuid4().bytes, order, secret, file_name="a.bin")["server_image_id"]
+    hidden = {"patient_id", "issuer_of_patient_id", "patient_name", "patient_birth_date", "patient_sex",
+              "accession_number"}  # fmt: skip
+    assert all(FULL[name] for name in hidden)
+    shown = server.api("GET", f"/orders/{order}/", token=secret).json()
+    for body in (shown, server.api("GET", "/orders/", token=secret).json()["results"][0]):
+        assert {name for name in FULL if body[name] is None} == hidden and body["images"] == [own]
+    listed = server.api("GET", f"/orders/{order}/images/", token=secret).json()["results"]
+    assert [image["id"] for image in listed] == [own]
+    for name in ("patient_id", "accession_number"):  # nor is the patient found by guessing
+        assert server.api("GET", f"/orders/?{name}={FULL[name]}", token=secret).status_code == 403
+    of_visit = token(server, "--role", "uploader", "--visit", str(FULL["visit_id"]))
+    for one in (of_visit, token(server, "--role", "viewer")):
+        seen = server.api("GET", f"/orders/{order}/", token=one).json()
+        assert all(seen[name] == FULL[name] for name in hidden) and len(seen["images"]) == 2
+
+
 def test_an_operator_of_one_order_changes_links_to_that_order_only(server: Server, order: str) -> None:
     narrowed = {"role": "operator", "visit_id": 77, "radiology_order_id": order}
     own = server.api("POST", "/tokens/", narrowed).json()["token"]

@@ -256,7 +256,8 @@ def test_100_identical_creations_at_once_make_one_row(shared_server: Server) -> 
 
 
 @pytest.mark.parametrize(
-    "raw", [b"{", b"[" * 100_000, b'{"file_size": NaN}', b'{"file_name": "\\ud800"}', b"\xff\xfe"], ids=str
+    "raw", [b"{", b"[" * 100_000, b'{"file_size": NaN}', b'{"metadata": {"x": 1e999}}', b'[-1e999]',
+b'{"file_name": "\\ud800"}', b"\xff\xfe"], ids=str
 )
 def test_what_is_no_json_is_refused(shared_server: Server, raw: bytes) -> None:
     answer = requests.post(
@@ -327,3 +328,19 @@ def test_a_bad_field_is_told_in_words_for_people(shared_server: Server, body: An
 )
 def test_the_page_of_a_problem_says_what_to_do(shared_server: Server, code: str, words: str) -> None:
     assert words in requests.get(f"{shared_server.url}/problems/{code}", timeout=10).text
+
+
+PAGED = ("orders", "inbox", "upload-sessions", "upload-sessions/pending", "quarantine", "studies", "tokens", "events",
+         "webhooks/deliveries")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PAGED)
+def test_a_number_that_is_too_long_or_too_large_is_refused(shared_server: Server, path: str) -> None:
+    cursors = {"inbox": "{}-1", "tokens": None, "orders": None, "webhooks/deliveries": None, "events": None}
+    for digits in ("9" * 5000, "9" * 20, "0", "-1", "\u0661", "\u00b2", "x"):
+        answer = shared_server.api("GET", f"/{path}?limit={digits}", Accept="application/json")
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_field"), digits[:10]
+        cursor = cursors.get(path, "{}")
+        if cursor is not None and len(digits) > 1:
+            answer = shared_server.api("GET", f"/{path}?cursor={cursor.format(digits)}")
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_field"), digits[:10]

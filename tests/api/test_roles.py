@@ -182,6 +182,8 @@ def check(route: Route, target: Target, who: Caller, answer: requests.Response) 
     elif "{radiology_order_id}" in route.path and who.site != target.site and status == 200:
         told = answer.json()  # its own site's order of that name
         assert not told.get("images") and not told.get("results"), case
+    elif route.path.endswith("/tokens/{token_id}/code") and covers and who.role is not Role.ADMIN:
+        assert status == 403, case  # it lets in as another: for oneself and what one minted
     elif is_of_one(route):
         assert (status not in (401, 403, 404)) if covers else status == 404, case
     elif route.path.endswith(("create_session", "batch", "/files")) and not is_within(who, target):

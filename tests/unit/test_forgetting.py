@@ -11,7 +11,7 @@ from server.entrance.upkeep import LOGINS_KEPT, MINTED_KEPT, forget_logins
 from server.identity.secrets import new_token
 from storage import logins, tokens
 from storage.backends import migrate, open_store
-from storage.records import now, timestamp
+from storage.records import CodeRecord, now, timestamp
 from storage.tables import login_code, token
 
 SHORTLY = timedelta(minutes=1)
@@ -30,7 +30,8 @@ async def test_codes_go_a_day_after_their_time_and_minted_tokens_after_three_mon
         _, old = new_token(Role.VIEWER, label="of the command line", expires_at=timestamp(now() - 2 * MINTED_KEPT))
         tokens.add(tx, old)
         for age in (LOGINS_KEPT - SHORTLY, LOGINS_KEPT + SHORTLY):
-            logins.add_code(tx, str(age), admin.site, admin.token_id, timestamp(now() - age))
+            over = timestamp(now() - age)
+            logins.add_code(tx, CodeRecord(str(age), admin.site, admin.token_id, over, over))
 
     def left(tx: Connection) -> tuple[set[str | None], set[str]]:
         labels = tx.execute(select(token.c.label)).scalars()
