@@ -12,23 +12,22 @@ from storage.records import AuditEntry, OrderRecord, Status, rank
 STORED = (Status.SYNCED, Status.ACK_RECEIVED)
 
 
-def name_order(tx: Connection, site: str, radiology_order_id: str, visit_id: str | None) -> str | None:
-    """A sender named an order: keep it, unverified, if it is new. Gives its visit.
+def name_order(tx: Connection, site: str, radiology_order_id: str, visit_id: str | None) -> OrderRecord:
+    """A sender named an order: keep it, unverified, if it is new. Gives what is known of it.
 
     RequestError `order_visit_mismatch` when it belongs to another visit (contract §1).
     """
     known = orders.find(tx, site, radiology_order_id)
     if known is None:
-        orders.put(
+        return orders.put(
             tx, site, radiology_order_id, visit_id=visit_id, accession_number=None, verified=False, attributes={})
-        return visit_id
     if visit_id is None or known.visit_id == visit_id:
-        return known.visit_id
+        return known
     _check_visit(known, visit_id)
     record = orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=known.accession_number,
                         verified=known.verified, attributes=known.attributes)
     _tell_visit(tx, record, "server", None)
-    return visit_id
+    return record
 
 
 def announce(

@@ -48,9 +48,7 @@ class Inbox:
         """
 
         def unit(tx: Connection, image: ImageRecord) -> bool:
-            name_order(tx, image.site, order_id.text, call.who.visit_id)
-            order = orders.find(tx, image.site, order_id.text)
-            assert order is not None, "it was just named"
+            order = name_order(tx, image.site, order_id.text, call.who.visit_id)
             _check_scope(order, call.who)
             return link(tx, image, order, BY_OPERATOR, call.who.name, call.peer, reason)
 

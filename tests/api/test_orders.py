@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests import builders
 from tests.server import Server, create, patch, sha256, upload_metadata, upload_url
@@ -296,6 +297,31 @@ def test_a_raised_priority_raises_what_waits_and_a_lowered_one_nothing(server: S
     assert (again.status_code, again.json()["priority"]) == (200, "STAT")
     asked = server.api("POST", "/upload-sessions/create_session/", {**given, "max_retries": 3})
     assert (asked.status_code, asked.json()["fields"]) == (409, ["max_retries"])
+
+
+def test_a_session_of_an_urgent_order_is_as_urgent_from_the_start(server: Server, order: str) -> None:
+    announce(server, order, priority="URGENT")
+    root, content = "/upload-sessions", iter(range(1000))
+
+    def body(**fields: Any) -> dict[str, Any]:
+        digest = sha256(str(next(content)).encode())
+        return {"file_name": "a", "file_size": 9, "checksum_sha256": digest, "radiology_order_id": order, **fields}
+
+    made = server.api("POST", f"{root}/create_session/", (first := body())).json()
+    assert made["priority"] == "URGENT"
+    again = server.api("POST", f"{root}/create_session/", {**first, "session_id": made["session_id"]})
+    assert (again.status_code, again.json()["priority"]) == (200, "URGENT")
+    assert server.api("POST", f"{root}/create_session/", body(priority="STAT")).json()["priority"] == "STAT"
+    batch = server.api("POST", f"{root}/batch/", {"sessions": [body(), body(priority="STAT")]}).json()["results"]
+    assert [one["session"]["priority"] for one in batch] == ["URGENT", "STAT"]
+    named = upload_metadata(filename="a.bin", radiology_order_id=order)
+    server.tus("POST", "/files", Upload_Length="9", Upload_Metadata=named)
+    server.tus("POST", "/files", b"123456789", Upload_Length="9", Upload_Metadata=named,
+               Content_Type="application/offset+octet-stream")  # fmt: skip
+    rufh = {**server.auth, "Upload-Complete": "?0", "Upload-Metadata": named}
+    assert requests.post(f"{server.url}/files", b"12345", headers=rufh, timeout=30).status_code == 201
+    listed = server.api("GET", f"{root}/?radiology_order_id={order}").json()["results"]
+    assert [one["priority"] for one in listed[:3]] == ["URGENT"] * 3 and len(listed) == 7
 
 
 def test_the_inbox_is_seen_by_operators_and_by_the_one_who_made_it(server: Server) -> None:
