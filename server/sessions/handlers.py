@@ -1,6 +1,8 @@
 """The session routes under both roots (contract §4): parse, call the use case, answer."""
 
+import re
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
@@ -20,7 +22,7 @@ from server.problems import problem_body
 from server.sessions import machine, schema
 from server.sessions.described import DESCRIBED
 from server.sessions.service import Caller, SessionService, View
-from storage.records import ImageRecord, SessionRecord, Status, UploadRecord
+from storage.records import ImageRecord, SessionRecord, Status, UploadRecord, timestamp
 from storage.store import Store
 
 ROOTS = ("/api/v1/visits/{visit_id}/radiology/upload-sessions", "/api/v1/upload-sessions")
@@ -28,6 +30,8 @@ CHUNK_BYTES = (64 * 1024, 64 * 1024 * 1024)
 """The least and the most that `upload_binary/` advises as chunk_size."""
 RETRYABLE = tuple(code for code, meaning in SESSION_FAILURES.items() if meaning.retryable)
 MAX_LIMIT = 500
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+"""A date-time of RFC 3339 §5.6: without its offset from UTC it would be no moment."""
 
 Complete = Callable[[str, str | None], Awaitable[Verdict | None]]
 DescribeImage = Callable[[Connection, ImageRecord, str, Callable[[str], str]], dict[str, Any]]
@@ -215,10 +219,10 @@ class SessionHandlers:
     async def _list(self, request: web.Request, **filters: Any) -> web.Response:  # see storage.sessions.listing
         caller, query = caller_of(request), request.query
         limit = _integer(query.get("limit", "100"), "limit", MAX_LIMIT)
-        after = query.get("cursor")
+        after, since = query.get("cursor"), query.get("updated_after")
         records = await self._service.listing(
             caller, limit + 1, radiology_order_id=query.get("radiology_order_id"), device_id=query.get("device_id"),
-            updated_after=query.get("updated_after"),
+            updated_after=_moment(since, "updated_after") if since is not None else None,
             before_seq=_integer(after, "cursor", 2**53) if after else None, **filters)
         page = records[:limit]
         results = [await self._json(request, record) for record in page]
@@ -251,6 +255,17 @@ def _integer(text: str, field: str, most: int) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= most:
         raise RequestError("invalid_field", f"{field} must be a number from 1 to {most}", field=field)
     return int(text)
+
+
+def _moment(text: str, field: str) -> str:
+    """A time of any offset in the form that rows have."""
+    try:
+        if MOMENT.fullmatch(text.upper()):
+            return timestamp(datetime.fromisoformat(text.upper()))
+    except (ValueError, OverflowError):
+        pass  # the 31st of February; or a year that none of ours can be
+    raise RequestError("invalid_field", f"{field} must be a time with its offset, such as 2026-11-22T10:02:40Z",
+                       field=field)
 
 
 def _answer(body: dict[str, Any], status: int = 200) -> web.Response:
