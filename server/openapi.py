@@ -15,7 +15,7 @@ from aiohttp import web
 from pydantic import TypeAdapter
 
 from server.access import Access, access_to
-from server.describing import PROBLEM, TEXT, Answer, Described, Schema
+from server.describing import PROBLEM, TEXT, Answer, Described, Schema, described_by
 from server.errors import REQUEST_ERRORS, SESSION_FAILURES
 
 Document = dict[str, Any]  # JSON
@@ -62,12 +62,6 @@ def calls(router: web.UrlDispatcher) -> Iterator[tuple[str, str, Any]]:
         if not goes_with_get and (route.method, path) not in seen:
             seen.add((route.method, path))
             yield route.method, path, route.handler
-
-
-def described_by(method: str, path: str, handler: Any) -> Described | None:  # a bound method
-    """What the table of the handler's class says of it."""
-    table: dict[str, Described] = getattr(getattr(handler, "__self__", None), "described", {})
-    return table.get(f"{method} {path}") or table.get(getattr(handler, "__name__", ""))
 
 
 def _operation(method: str, path: str, handler: Any, described: Described, schemas: Document) -> Document:

@@ -213,6 +213,8 @@ class SessionHandlers:
             except ValueError as error:
                 raise RequestError("invalid_field", "status is not one of the seven", field="status") from error
         if "error_code" in query:
+            if query["error_code"] not in SESSION_FAILURES:
+                raise RequestError("invalid_field", "error_code is no code of a session", field="error_code")
             filters["error_codes"] = (query["error_code"],)
         return await self._list(request, **filters)
 
@@ -220,8 +222,10 @@ class SessionHandlers:
         caller, query = caller_of(request), request.query
         limit = _integer(query.get("limit", "100"), "limit", MAX_LIMIT)
         after, since = query.get("cursor"), query.get("updated_after")
+        ids = {name: parse_text_id(query[name], name).text if name in query else None
+               for name in ("radiology_order_id", "device_id")}
         records = await self._service.listing(
-            caller, limit + 1, radiology_order_id=query.get("radiology_order_id"), device_id=query.get("device_id"),
+            caller, limit + 1, **ids,
             updated_after=_moment(since, "updated_after") if since is not None else None,
             before_seq=_integer(after, "cursor", 2**53) if after else None, **filters)
         page = records[:limit]
