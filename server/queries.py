@@ -4,6 +4,8 @@ What a call knows is what its table says (describing.py). Only calls of the API 
 pages and viewers add to a picture's or a file's URL, as against caches, does no harm there.
 """
 
+import re
+
 from aiohttp import web
 
 from server.access import access_of
@@ -13,6 +15,7 @@ from server.identity.signatures import PARAMETER
 from server.middleware import Handler, route_of
 
 READS = ("GET", "HEAD")
+WORD = re.compile(r"[a-z_]{1,40}")
 
 
 @web.middleware
@@ -22,7 +25,8 @@ async def known_parameters(request: web.Request, handler: Handler) -> web.Stream
         known = _known(request)
         unknown = next((name for name in request.query if known is not None and name not in known), None)
         if unknown is not None:
-            raise RequestError("invalid_field", f"{unknown}: this call does not know it", field=unknown)
+            told = unknown if WORD.fullmatch(unknown) else "query"  # whatever else was typed there is not repeated
+            raise RequestError("invalid_field", f"{told}: this call does not know it", field=told)
     return await handler(request)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from server.errors import RequestError
+from server.identifiers import OutsideId
 from server.linking import BY_ACCESSION, contradictions, link, note_complete, note_contradictions, order_of_accession
 from storage import audit, jobs, orders, sessions
 from storage.records import AuditEntry, OrderRecord, Status, rank
@@ -12,26 +13,28 @@ from storage.records import AuditEntry, OrderRecord, Status, rank
 STORED = (Status.SYNCED, Status.ACK_RECEIVED)
 
 
-def name_order(tx: Connection, site: str, radiology_order_id: str, visit_id: str | None) -> OrderRecord:
+def name_order(tx: Connection, site: str, order_id: OutsideId, visit: OutsideId | None) -> OrderRecord:
     """A sender named an order: keep it, unverified, if it is new. Gives what is known of it.
 
     RequestError `order_visit_mismatch` when it belongs to another visit (contract §1).
     """
-    known = orders.find(tx, site, radiology_order_id)
+    known = orders.find(tx, site, order_id.text)
     if known is None:
         return orders.put(
-            tx, site, radiology_order_id, visit_id=visit_id, accession_number=None, verified=False, attributes={})
-    if visit_id is None or known.visit_id == visit_id:
+            tx, site, order_id.text, visit_id=visit.text if visit else None, accession_number=None, verified=False,
+            attributes={}, numeric_ids=_numeric_ids(None, order_id, visit))
+    if visit is None or known.visit_id == visit.text:
         return known
-    _check_visit(known, visit_id)
-    record = orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=known.accession_number,
-                        verified=known.verified, attributes=known.attributes)
+    _check_visit(known, visit.text)
+    record = orders.put(
+        tx, site, order_id.text, visit_id=visit.text, accession_number=known.accession_number, verified=known.verified,
+        attributes=known.attributes, numeric_ids=_numeric_ids(known, order_id, visit))
     _tell_visit(tx, record, "server", None)
     return record
 
 
 def announce(
-    tx: Connection, site: str, radiology_order_id: str, *, visit_id: str | None, attributes: dict[str, Any],
+    tx: Connection, site: str, order_id: OutsideId, *, visit: OutsideId | None, attributes: dict[str, Any],
     actor: str, peer: str | None, quarantines: bool,
 ) -> tuple[bool, OrderRecord]:
     """The EMR's word replaces what was known, but for the visit: (whether the order is new, the order).
@@ -39,6 +42,7 @@ def announce(
     The same word again changes nothing. What came before is reconciled: images of the accession number are linked,
     contradictions noted, sessions get their visit, what waits is raised. RequestError `order_visit_mismatch`.
     """
+    radiology_order_id, visit_id = order_id.text, visit.text if visit else None
     known = orders.find(tx, site, radiology_order_id)
     accession = attributes.get("accession_number")
     if known is not None:
@@ -49,7 +53,7 @@ def announce(
         if said == (True, visit_id, accession, attributes):
             return False, known
     record = orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=accession, verified=True,
-                        attributes=attributes)
+                        attributes=attributes, numeric_ids=_numeric_ids(known, order_id, visit))
     changed = sorted(name for name, value in attributes.items() if known and known.attributes.get(name) != value)
     audit.append(tx, AuditEntry(site, "order.announced", actor, f"order/{radiology_order_id}", peer,
                                 detail={"changed": changed} if known else None))
@@ -60,6 +64,17 @@ def announce(
         _raise(tx, record, actor, peer)
     _link_by_accession(tx, record, actor, peer, quarantines)
     return known is None, record
+
+
+def _numeric_ids(known: OrderRecord | None, order_id: OutsideId, visit: OutsideId | None) -> str:
+    """The ids that JSON shows as numbers: each has the form first received (contract §1)."""
+    if known is not None:
+        numeric = set(known.numeric_ids.split(",")) - {""}
+    else:
+        numeric = {"radiology_order_id"} if order_id.numeric else set()
+    if (known is None or known.visit_id is None) and visit is not None and visit.numeric:
+        numeric.add("visit_id")
+    return ",".join(sorted(numeric))
 
 
 def _check_visit(known: OrderRecord, visit_id: str) -> None:
@@ -73,7 +88,8 @@ def _tell_visit(tx: Connection, order: OrderRecord, actor: str, peer: str | None
     position = audit.append(tx, AuditEntry(
         order.site, "order.visit", actor, f"order/{order.radiology_order_id}", peer,
         detail={"visit_id": order.visit_id}))
-    sessions.give_visit(tx, order.site, order.radiology_order_id, order.visit_id, position.seq)
+    sessions.give_visit(tx, order.site, order.radiology_order_id, order.visit_id, position.seq,
+                        is_number="visit_id" in order.numeric_ids.split(","))
 
 
 def _compare(tx: Connection, before: OrderRecord, order: OrderRecord) -> None:

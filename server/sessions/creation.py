@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from server.auth import Principal, Role
 from server.bodies import canonical
 from server.errors import RequestError
-from server.identifiers import parse_text_id
+from server.identifiers import OutsideId, parse_text_id
 from server.sessions import machine
 from server.sessions.moves import move, move_on, note, taking_bytes, walk
 from server.sessions.schema import NewSession
@@ -16,7 +16,7 @@ from storage import blob_rows, sessions, uploads
 from storage.errors import Refused
 from storage.records import OrderRecord, SessionRecord, Status, UploadRecord, new_id, rank, timestamp
 
-NameOrder = Callable[[Connection, str, str, str | None], OrderRecord]
+NameOrder = Callable[[Connection, str, OutsideId, OutsideId | None], OrderRecord]
 """Names an order: (tx, site, order, visit) → what is known of it; RequestError `order_visit_mismatch`."""
 
 
@@ -92,8 +92,8 @@ def plan(
     if holder is not None:
         sessions.change(tx, holder.session_id, holder.status, dedup_key=None)
     record = _record(new, visit, who, key, holder.session_id if holder else None)
-    if order is not None:  # as if it had waited when the order was raised (contract §4)
-        record = replace(record, priority=max(record.priority, order.priority, key=rank))
+    if order is not None:
+        record = _of_order(record, order)
     position = note(tx, record, "session.created", who.name, peer, supersedes=record.supersedes)
     changed = walk(tx, record, taking_bytes(record), who.name, peer) if for_bytes else {"seq": position.seq}
     return Created(replace(record, **changed), new=True)
@@ -113,7 +113,7 @@ def _order_and_visit(
 ) -> tuple[OrderRecord | None, str | None]:
     visit, order = new.visit_id.text if new.visit_id else None, None
     if new.radiology_order_id is not None:
-        order = name_order(tx, who.site, new.radiology_order_id.text, visit)
+        order = name_order(tx, who.site, new.radiology_order_id, new.visit_id)
         visit = order.visit_id
     if not who.sees_order(order.radiology_order_id if order else None, visit):
         raise RequestError("forbidden", "the token belongs to another visit or order")
@@ -190,6 +190,13 @@ def _record(
         updated_at=moment, metadata_uploaded_at=None, binary_uploaded_at=None, synced_at=None,
         ack_received_at=None, server_image_id=None, blob_sha256=None, duplicate_of=None, supersedes=supersedes,
         dedup_key=key, receipt=None, seq=0)
+
+
+def _of_order(record: SessionRecord, order: OrderRecord) -> SessionRecord:
+    """A new session as its order has it: as urgent, or more (contract §4); ids in the form first received (§1)."""
+    own = [name for name in record.numeric_ids.split(",") if name not in ("", "visit_id", "radiology_order_id")]
+    numeric_ids = ",".join([*own, *filter(None, [order.numeric_ids])])
+    return replace(record, priority=max(record.priority, order.priority, key=rank), numeric_ids=numeric_ids)
 
 
 def retry(tx: Connection, record: SessionRecord, who: Principal, peer: str | None) -> SessionRecord:

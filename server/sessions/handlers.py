@@ -241,18 +241,17 @@ class SessionHandlers:
 
     async def _view_json(self, request: web.Request, view: View, duplicate: bool = False) -> dict[str, Any]:
         base_url = self._base_url(request)
-        images = []
+        images, who = [], principal_of(request)
+
+        def sign(path: str) -> str:
+            return self._signed(path, who)
+
         if view.images:
-            who = principal_of(request)
-
-            def sign(path: str) -> str:
-                return self._signed(path, who)
-
             images = await self._store.read(
                 lambda tx: [self._describe_image(tx, image, base_url, sign) for image in view.images])
         return schema.session_json(
             view.record, base_url=base_url, bytes_received=view.bytes_received, images=images, safe=view.safe,
-            owner=view.owner, duplicate=duplicate or view.record.duplicate_of is not None)
+            owner=view.owner, sign=sign, duplicate=duplicate or view.record.duplicate_of is not None)
 
 
 def _integer(text: str, field: str, most: int) -> int:

@@ -248,7 +248,7 @@ def test_where_it_is_asked_for_contradictions_are_held(strict: Server, tmp_path:
     assert (first["why_held"], first["conflicts_with"]) == ("PATIENT_MISMATCH", None)
     image_id = decide(strict, first["id"], "accept").json()["image_id"]
     image = strict.api("GET", f"/images/{image_id}/").json()
-    assert (image["orders"], image["flags"]) == (["7"], ["patient_mismatch"])
+    assert (image["orders"], image["flags"]) == ([7], ["patient_mismatch"])
     # a person has said that it belongs there: the same again is that image
     assert sent(strict, content, "7")["server_image_id"] == image_id
     # what came before its order and contradicts it waits in the inbox

@@ -347,6 +347,11 @@ def test_a_parameter_that_a_call_does_not_know_is_refused(shared_server: Server,
     assert shared_server.api("GET", f"/{path}", token="none").status_code == 401, "who asks comes first"
 
 
+def test_a_parameter_that_is_no_word_is_not_repeated(shared_server: Server) -> None:
+    answer = shared_server.api("GET", "/upload-sessions/?Doe%5EJane=1")
+    assert (answer.status_code, answer.json()["field"]) == (422, "query") and "Doe" not in answer.text
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [("radiology_order_id=", "radiology_order_id"), ("device_id=", "device_id"), ("error_code=foo", "error_code"),

@@ -58,7 +58,7 @@ def test_another_order_sends_the_bytes_again_and_shares_the_blob(shared_server: 
     assert other["session_id"] != one["session_id"] and other["bytes_received"] == 0
     other = stored(shared_server, content, radiology_order_id=124)
     assert other["server_image_id"] == one["server_image_id"]
-    assert set(other["images"][0]["orders"]) == {"123", "124"}
+    assert set(other["images"][0]["orders"]) == {123, 124}
 
 
 def test_ids_answer_in_the_form_first_received(shared_server: Server, content: bytes) -> None:
