@@ -20,7 +20,8 @@ class Access:
     """Who may call: any of `roles`, or anybody where it is `open`.
 
     `more_for`: an open route tells these more, or others nothing. `heeds_scope`: the handler looks at the visit and
-    order of its caller, so a narrowed token may call. `by_url`: a signed URL is proof enough.
+    order of its caller, so a narrowed token may call. `by_url`: a signed URL is proof enough; `covers`: the parameters
+    of its query that the signature is for as well.
     """
 
     roles: frozenset[Role] = frozenset()
@@ -28,6 +29,7 @@ class Access:
     more_for: frozenset[Role] = frozenset()
     heeds_scope: bool = False
     by_url: bool = False
+    covers: tuple[str, ...] = ()
 
 
 ANYBODY = tuple(Role)
@@ -39,9 +41,11 @@ Declared = Access | Mapping[str, Access]
 """One for every verb, or one for each where they share a handler."""
 
 
-def allows(*roles: Role, heeds_scope: bool = False, by_url: bool = False) -> Callable[[Decorated], Decorated]:
+def allows(
+    *roles: Role, heeds_scope: bool = False, by_url: bool = False, covers: tuple[str, ...] = ()
+) -> Callable[[Decorated], Decorated]:
     """Declare on a handler that callers need one of `roles`."""
-    return declares(Access(frozenset(roles), heeds_scope=heeds_scope, by_url=by_url))
+    return declares(Access(frozenset(roles), heeds_scope=heeds_scope, by_url=by_url, covers=covers))
 
 
 def is_open(handler: Decorated) -> Decorated:

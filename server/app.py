@@ -14,6 +14,7 @@ from server.metrics.counts import counting
 from server.openapi import document
 from server.openapi_page import page
 from server.operating import Operating
+from server.parameters import known_parameters
 from server.proxies import behind_proxies
 from server.services import Services
 from server.sessions.schema import CreateSession
@@ -35,7 +36,8 @@ def create_app(services: Services) -> web.Application:
     app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[
         counting(services.counts), middleware.request_id, services.connections.watch,
         *([of_this_machine_only(http.public_url, http.cors_origins)] if is_open else []), cross_origin.preflight,
-        behind_proxies(http.trusted_proxies), services.gate.pass_through])
+        behind_proxies(http.trusted_proxies), services.gate.pass_through,
+        known_parameters])
     app.on_response_prepare.append(cross_origin.sign)
     app.on_response_prepare.append(name_version)
     app.add_routes([

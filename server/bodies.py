@@ -6,7 +6,7 @@ import zlib
 from typing import Annotated, NoReturn, TypeVar
 
 from aiohttp import hdrs, web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from server.errors import RequestError
 from server.wording import first_fault
@@ -28,8 +28,9 @@ def _no_control(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_no_control)]
-Reason = Annotated[Text, Field(min_length=1, max_length=500)]
-"""Why an operator acts: every such call says it, and it is audited (contract §4)."""
+Reason = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), AfterValidator(_no_control)]
+"""Why an operator acts: every such call says it, in more than spaces, and it is audited (contract §4)."""
 
 Parsed = TypeVar("Parsed", bound=Body)
 

@@ -71,3 +71,9 @@ def cached_answer(shape: Schema, says: str = "What was asked for") -> dict[int, 
     """JSON of that shape with an ETag, or 304 where the client has it."""
     return {200: Answer(says, shape, headers={"ETag": "the version"}),
             304: Answer("The client has this version: its ETag stood in If-None-Match")}
+
+
+def described_by(method: str, path: str, handler: Any) -> Described | None:  # a bound method
+    """What the table of the handler's class says of it."""
+    table: dict[str, Described] = getattr(getattr(handler, "__self__", None), "described", {})
+    return table.get(f"{method} {path}") or table.get(getattr(handler, "__name__", ""))

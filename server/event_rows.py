@@ -1,13 +1,14 @@
 """What is told: audit rows become events, the same for webhooks and for streams. Ids and digests only, never a name."""
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
 
-from server.identifiers import present
-from storage import instances, scopes, sessions
+from server.identifiers import shown
+from storage import instances, orders, scopes, sessions
 from storage.scopes import Scope
 
 Detail = dict[str, Any]  # an audit row's JSON
@@ -82,9 +83,7 @@ def _session(tx: Connection, row: dict[str, Any], detail: Detail) -> Told:
             **_some(detail, ("error_code",))}
     record = sessions.find(tx, row["site"], session_id)
     if record is not None:
-        numeric = record.numeric_ids.split(",")
-        data |= {"visit_id": present(record.visit_id, "visit_id" in numeric),
-                 "radiology_order_id": present(record.radiology_order_id, "radiology_order_id" in numeric)}
+        data |= {name: shown(record, name) for name in ("visit_id", "radiology_order_id")}
     return data, {"session": f"/api/v1/upload-sessions/{session_id}/"}, scopes.of_session(tx, row["site"], session_id)
 
 
@@ -93,7 +92,7 @@ def _image(tx: Connection, row: dict[str, Any], detail: Detail, names: tuple[str
     scope = scopes.of_images(tx, row["site"], [image_id])
     image = instances.find(tx, row["site"], image_id)
     links = {"image": f"/api/v1/images/{image_id}/"}
-    data: dict[str, Any] = {"image_id": image_id, **_some(detail, names), "orders": sorted(scope.orders)}
+    data: dict[str, Any] = {"image_id": image_id, **_some(detail, names), "orders": _shown(tx, row, scope.orders)}
     if image is not None and image.study_instance_uid is not None:
         data |= {"sop_instance_uid": image.sop_instance_uid, "study_instance_uid": image.study_instance_uid}
         links["study"] = f"/api/v1/studies/{image.study_instance_uid}/"
@@ -111,14 +110,20 @@ def _alarm(tx: Connection, row: dict[str, Any], detail: Detail) -> Told:
 
 def _study(tx: Connection, row: dict[str, Any], detail: Detail) -> Told:
     uid, scope = row["subject"], scopes.of_study(tx, row["site"], row["subject"])
-    data = {"study_instance_uid": uid, **_some(detail, ("images",)), "orders": sorted(scope.orders)}
+    data = {"study_instance_uid": uid, **_some(detail, ("images",)), "orders": _shown(tx, row, scope.orders)}
     return data, {"study": f"/api/v1/studies/{uid}/"}, scope
 
 
 def _order(tx: Connection, row: dict[str, Any], detail: Detail) -> Told:
     order_id = row["subject"].removeprefix("order/")
-    data = {"radiology_order_id": order_id, **_some(detail, ("images", "expected_images"))}
+    data = {"radiology_order_id": _shown(tx, row, {order_id})[0], **_some(detail, ("images", "expected_images"))}
     return data, {"order": f"/api/v1/orders/{order_id}/"}, scopes.of_order(tx, row["site"], order_id)
+
+
+def _shown(tx: Connection, row: dict[str, Any], order_ids: Set[str]) -> list[int | str | None]:
+    """Ids of orders, each in the form first received."""
+    known = {one: orders.find(tx, row["site"], one) for one in sorted(order_ids)}
+    return [shown(order, "radiology_order_id") if order is not None else one for one, order in known.items()]
 
 
 def _some(detail: Detail, names: tuple[str, ...]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ What counts is, in this order: an Authorization header; a URL's signature, where
 """
 
 from dataclasses import replace
+from urllib.parse import urlencode
 
 import structlog
 from aiohttp import hdrs, web
@@ -77,17 +78,19 @@ class Gate:
         """Whether who was let in still would be: for an answer that goes on for long."""
         access = access_of(request.match_info, verb_of(request))
         try:
-            bearer = await self._proof(request, verb_of(request), access)
+            bearer = await self._proof(request, verb_of(request), access, goes_on=True)
             check(access, bearer.principal)
         except RequestError:
             return False
         return not bearer.expired
 
-    async def _proof(self, request: web.Request, verb: str, access: Access) -> Bearer:
+    async def _proof(self, request: web.Request, verb: str, access: Access, *, goes_on: bool = False) -> Bearer:
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         if authorization is None and not self._authenticator.lets_everybody_in:
             if access.by_url and verb in cookies.SAFE and PARAMETER in request.query:
-                return self._authenticator.of_url(request.path, request.query[PARAMETER], request.remote)
+                query = [(name, value) for name in access.covers for value in request.query.getall(name, [])]
+                return self._authenticator.of_url(
+                    request.path, urlencode(query), request.query[PARAMETER], request.remote, goes_on=goes_on)
             base_url = self._base_url(request)
             cookie = cookies.cookie_of(request, base_url) if hdrs.COOKIE in request.headers else None
             if cookie is not None:

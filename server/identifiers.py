@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 from server.errors import RequestError
 
@@ -29,6 +30,20 @@ def parse_id(value: object, field: str) -> OutsideId:
 def parse_text_id(text: str, field: str) -> OutsideId:
     """An id from a URL or a header, where numbers have no form of their own: 123 counts as a number."""
     return OutsideId(parse_id(text, field).text, CANONICAL_INTEGER.fullmatch(text) is not None)
+
+
+class KeepsForms(Protocol):
+    """A row of which `numeric_ids` names the ids that first came as numbers."""
+
+    @property
+    def numeric_ids(self) -> str:
+        """Names of columns, with commas."""
+
+
+def shown(row: KeepsForms, name: str) -> int | str | None:
+    """The id of that name as JSON shows it: in the form first received (contract §1)."""
+    text: str | None = getattr(row, name)
+    return present(text, name in row.numeric_ids.split(","))
 
 
 def present(text: str | None, numeric: bool) -> int | str | None:

@@ -74,10 +74,8 @@ def link(
             detail={"radiology_order_id": order.radiology_order_id, "linked_by": linked_by, "reason": reason}))
     note_contradictions(tx, image, order, contradictions(order, image))
     jobs.raise_deliveries(tx, image.site, image.id, order.priority)
-    if image.is_shown and order.expected_images is not None:
-        count, _ = orders.count_images(tx, image.site, order.radiology_order_id)
-        if count == order.expected_images:
-            note_complete(tx, order, count)
+    if image.is_shown:
+        note_shown(tx, order, 1)
     return True
 
 
@@ -87,6 +85,15 @@ def note_contradictions(tx: Connection, image: ImageRecord, order: OrderRecord, 
         audit.append(tx, AuditEntry(
             image.site, "image.flagged", subject=f"image/{image.id}", outcome="contradiction",
             detail={"radiology_order_id": order.radiology_order_id, "flags": list(flags)}))
+
+
+def note_shown(tx: Connection, order: OrderRecord, more: int) -> None:
+    """So many `more` of the order's images are shown than before: audit it where they make it complete."""
+    if order.expected_images is None:
+        return
+    count, _ = orders.count_images(tx, order.site, order.radiology_order_id)
+    if count - more < order.expected_images <= count:
+        note_complete(tx, order, count)
 
 
 def note_complete(tx: Connection, order: OrderRecord, count: int) -> None:

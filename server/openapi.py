@@ -15,8 +15,10 @@ from aiohttp import web
 from pydantic import TypeAdapter
 
 from server.access import Access, access_to
-from server.describing import PROBLEM, TEXT, Answer, Described, Schema
+from server.describing import PROBLEM, TEXT, Answer, Described, Schema, described_by
 from server.errors import REQUEST_ERRORS, SESSION_FAILURES
+from server.identity.cookies import PLAIN, SECURE
+from server.identity.signatures import PARAMETER
 
 Document = dict[str, Any]  # JSON
 REFERENCE = "#/components/schemas/{model}"
@@ -49,8 +51,12 @@ def document(router: web.UrlDispatcher, version: str) -> Document:
                  "description": "A slash at the end of a path is optional. HEAD goes with every GET."},
         "paths": dict(sorted(paths.items())),
         "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": {
-            "token": {"type": "http", "scheme": "bearer", "description": "A token of `packhorse token create`"}}},
-        "security": [{"token": []}]}
+            "token": {"type": "http", "scheme": "bearer", "description": "A token of `packhorse token create`"},
+            "browser": {"type": "apiKey", "in": "cookie", "name": SECURE,
+                        "description": f"What `/api/v1/login` answers; over plain http its name is `{PLAIN}`"},
+            "url": {"type": "apiKey", "in": "query", "name": PARAMETER,
+                    "description": "Stands in the link as another answer gave it"}}},
+        "security": [{"token": []}, {"browser": []}]}
 
 
 def calls(router: web.UrlDispatcher) -> Iterator[tuple[str, str, Any]]:
@@ -62,12 +68,6 @@ def calls(router: web.UrlDispatcher) -> Iterator[tuple[str, str, Any]]:
         if not goes_with_get and (route.method, path) not in seen:
             seen.add((route.method, path))
             yield route.method, path, route.handler
-
-
-def described_by(method: str, path: str, handler: Any) -> Described | None:  # a bound method
-    """What the table of the handler's class says of it."""
-    table: dict[str, Described] = getattr(getattr(handler, "__self__", None), "described", {})
-    return table.get(f"{method} {path}") or table.get(getattr(handler, "__name__", ""))
 
 
 def _operation(method: str, path: str, handler: Any, described: Described, schemas: Document) -> Document:
@@ -88,6 +88,8 @@ def _operation(method: str, path: str, handler: Any, described: Described, schem
     else:
         found["description"] = f"For {', '.join(sorted(access.roles))}." + (
             "" if access.heeds_scope else " Not for tokens of one visit or one order.")
+        if access.by_url:
+            found["security"] = [{"token": []}, {"browser": []}, {"url": []}]
     if described.body is not None:
         found["requestBody"] = {"required": bool(_required(described.body)), "content": {
             "application/json": {"schema": _schema(described.body, schemas)}}}

@@ -77,11 +77,11 @@ def _named_by(site: str, principal: str) -> Any:  # a Select of one text column
 
 def put(
     tx: Connection, site: str, radiology_order_id: str, *, visit_id: str | None, accession_number: str | None,
-    verified: bool, attributes: dict[str, Any],
+    verified: bool, attributes: dict[str, Any], numeric_ids: str = "",
 ) -> OrderRecord:
     """Insert the order, or replace what was known of it."""
     values = {"visit_id": visit_id, "accession_number": accession_number, "verified": verified,
-              "attributes": attributes, "updated_at": timestamp()}
+              "attributes": attributes, "numeric_ids": numeric_ids, "updated_at": timestamp()}
     if find(tx, site, radiology_order_id) is None:
         tx.execute(insert(imaging_order).values(
             site=site, radiology_order_id=radiology_order_id, created_at=values["updated_at"], **values))

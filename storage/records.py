@@ -257,7 +257,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class OrderRecord:
-    """What the EMR said of an order; `attributes` holds the fields of contract §4."""
+    """What the EMR said of an order; `attributes`: the fields of contract §4, `numeric_ids` as in SessionRecord."""
 
     site: str
     radiology_order_id: str
@@ -267,6 +267,7 @@ class OrderRecord:
     attributes: dict[str, Any]
     created_at: str
     updated_at: str
+    numeric_ids: str
 
     @property
     def priority(self) -> str:

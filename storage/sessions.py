@@ -97,11 +97,14 @@ def change(tx: Connection, session_id: str, expected: Status, **values: Any) -> 
         raise Conflict(f"the session is not {expected}")
 
 
-def give_visit(tx: Connection, site: str, radiology_order_id: str, visit_id: str, seq: int) -> None:
+def give_visit(
+    tx: Connection, site: str, radiology_order_id: str, visit_id: str, seq: int, *, is_number: bool
+) -> None:
     """Sessions that named an order before its visit was known get it; `seq` is the audit row that tells it."""
     tx.execute(update(session).where(
         session.c.site == site, session.c.radiology_order_id == radiology_order_id, session.c.visit_id.is_(None)
-    ).values(visit_id=visit_id, seq=seq, updated_at=timestamp()))
+    ).values(visit_id=visit_id, numeric_ids=session.c.numeric_ids + (",visit_id" if is_number else ""), seq=seq,
+             updated_at=timestamp()))
 
 
 def prioritise(tx: Connection, session_id: str, priority: str, seq: int) -> None:

@@ -267,6 +267,7 @@ imaging_order = Table(
     Column("attributes", JSON, nullable=False),
     _time("created_at", nullable=False),
     _time("updated_at", nullable=False),
+    Column("numeric_ids", Text, nullable=False, server_default=""),
     Index("ix_imaging_order_accession", "site", "accession_number"),
 )
 

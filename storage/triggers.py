@@ -20,8 +20,9 @@ IMMUTABLE: dict[Table, frozenset[str]] = {
     tables.session: frozenset({
         "session_id", "site", "file_name", "content_type",
         "checksum_source", "local_file_path", "local_file_uuid", "created_by_id", "device_id", "principal",
-        "numeric_ids", "max_retries", "client_created_at", "created_at", "supersedes",
-    }),  # not the priority: an order's raised one raises its waiting sessions (contract §4)
+        "max_retries", "client_created_at", "created_at", "supersedes",
+    }),  # not the priority: an order's raised one raises its waiting sessions (contract §4); not numeric_ids, which
+    # tells the form of a visit that becomes known later
     tables.upload: frozenset({
         "upload_id", "site", "session_id", "principal", "upload_metadata", "created_at", "upload_concat",
         "content_encoding",

@@ -27,6 +27,8 @@ SLOW_S = 10.0
 """How long a reader may leave us waiting to be rid of what it asked for."""
 MOST_PAGES = 20
 """Of the chain, read for one poll; `more` says that there is more."""
+FILTERS = ("session_id", "radiology_order_id", "study_instance_uid")
+"""A signed URL is good for these as they were signed: without them the stream would tell more."""
 FIRST = b"retry: 2000\n\n"
 STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Recheck = Callable[[web.Request], Awaitable[bool]]
@@ -47,7 +49,7 @@ class EventHandlers:
         """The route, with and without the trailing slash."""
         return [web.get(path, self.events) for path in ("/api/v1/events", "/api/v1/events/")]
 
-    @allows(*ANYBODY, heeds_scope=True, by_url=True)
+    @allows(*ANYBODY, heeds_scope=True, by_url=True, covers=FILTERS)
     async def events(self, request: web.Request) -> web.StreamResponse:
         """What happens from a place on, or from now on: a stream; JSON where that is accepted, or `after` is given."""
         who, wanted = principal_of(request), _wanted(request)
@@ -130,8 +132,7 @@ def _block(event: Event, base_url: str) -> bytes:
 
 def _wanted(request: web.Request) -> Wanted:
     query = request.query
-    session_id, order_id, uid = (query.get(name) for name in (
-        "session_id", "radiology_order_id", "study_instance_uid"))
+    session_id, order_id, uid = (query.get(name) for name in FILTERS)
     if uid is not None and not re.fullmatch(r"[0-9.]{1,64}", uid):
         raise RequestError("invalid_field", "study_instance_uid must be a UID", field="study_instance_uid")
     return Wanted(

@@ -113,17 +113,20 @@ class Authenticator:
         other = known.maker if known.maker != known.token_id else None
         return replace(bearer, principal=replace(bearer.principal, expires_at=known.expires_at, let_in_by=other))
 
-    def of_url(self, path: str, signature: str, peer: str | None) -> Bearer:
-        """Who was told the signed URL; it is good while its token is."""
+    def of_url(self, path: str, query: str, signature: str, peer: str | None, *, goes_on: bool = False) -> Bearer:
+        """Who was told the signed URL; it is good while its token is.
+
+        `goes_on`: what it opened in its time is asked about, which ends with the token only.
+        """
         try:
-            who, is_over = self._signatures.check(path, signature)
+            who, is_over = self._signatures.check(path, signature, query)
         except RequestError:
             self._attempts.failed(peer)
             raise
-        if is_over:
+        if is_over and not goes_on:
             raise RequestError("unauthorized", "the time of this URL is over: ask for it anew")
         if who.name.startswith(NAMED):
-            return Bearer(who, False)
+            return Bearer(who, who.expires_at is not None and who.expires_at <= timestamp())
         record = self._tokens.find(who.name)
         if record is None:
             raise RequestError("unauthorized", "the token of this URL is gone")

@@ -1,8 +1,9 @@
 """URLs that prove by themselves who may read them: for `<img>` and event streams, which send no header.
 
 Facts: a signed URL carries no bearer token: it is good for reading one path, for minutes, by the principal that was
-told it, and dies with its token. Its end is that of the next of our periods, so that within one the same page
-holds the same URLs, and caches and ETags go on working.
+told it, and dies with its token. Of a query it covers what the route declares: the filter of a stream of events. Its
+end is that of the next of our periods, so that within one the same page holds the same URLs, and caches and ETags go on
+working.
 """
 
 import base64
@@ -31,25 +32,33 @@ class Signatures:
         self._key = key
 
     def signed(self, path: str, who: Principal) -> str:
-        """`path`, which holds no query, with its signature as one."""
+        """`path`, with what its route covers of a query and no more, and its signature in the query."""
         ends_at = (int(time.time()) // PERIOD_S + 2) * PERIOD_S
         if who.expires_at is not None:
             ends_at = min(ends_at, int(datetime.fromisoformat(who.expires_at).timestamp()))
-        claims = [ends_at, who.name, who.site, who.role, who.visit_id, who.radiology_order_id]
+        claims = [ends_at, who.name, who.site, who.role, who.visit_id, who.radiology_order_id,
+                  *([who.expires_at] if who.expires_at is not None else [])]
         text = _encoded(json.dumps(claims, separators=(",", ":")).encode())
-        return f"{path}?{PARAMETER}={text}.{self._mac(path, text)}"
+        bare, mark, query = path.partition("?")
+        return f"{path}{'&' if mark else '?'}{PARAMETER}={text}.{self._mac(bare, query, text)}"
 
-    def check(self, path: str, text: str) -> tuple[Principal, bool]:
-        """Who may read `path`, and whether the time is over. RequestError `unauthorized` for what is no signature."""
+    def check(self, path: str, text: str, query: str = "") -> tuple[Principal, bool]:
+        """Who may read `path`, and whether the time is over; `query`: what the route covers of it, encoded.
+
+        RequestError `unauthorized` for what is no signature.
+        """
         claims, _, mac = text.partition(".")
-        if len(text) > MOST_CHARACTERS or not hmac.compare_digest(mac.encode(), self._mac(path, claims).encode()):
-            raise RequestError("unauthorized", "the URL's signature is not ours, or is that of another path")
-        ends_at, name, site, role, visit_id, order_id = json.loads(base64.urlsafe_b64decode(claims + "=="))
-        who = Principal(name, site, Role(role), visit_id, radiology_order_id=order_id)
+        ours = self._mac(path, query, claims)
+        if len(text) > MOST_CHARACTERS or not hmac.compare_digest(mac.encode(), ours.encode()):
+            raise RequestError("unauthorized", "the URL's signature is not ours, or is that of another URL")
+        ends_at, name, site, role, visit_id, order_id, *more = json.loads(base64.urlsafe_b64decode(claims + "=="))
+        who = Principal(name, site, Role(role), visit_id, radiology_order_id=order_id,
+                        expires_at=more[0] if more else None)
         return who, time.time() >= ends_at
 
-    def _mac(self, path: str, text: str) -> str:
-        said = f"{path.rstrip('/')}\n{text}".encode("utf-8", "surrogateescape")
+    def _mac(self, path: str, query: str, text: str) -> str:
+        parts = (path.rstrip("/"), *([query] if query else []), text)
+        said = "\n".join(parts).encode("utf-8", "surrogateescape")
         return _encoded(hmac.new(self._key, said, hashlib.sha256).digest())
 
 

@@ -6,6 +6,7 @@ from sqlalchemy import Connection
 
 from server.auth import Principal
 from server.errors import RequestError
+from server.identifiers import OutsideId
 from server.linking import BY_ACCESSION, contradictions, link, note_complete, note_contradictions, order_of_accession
 from storage import audit, jobs, orders, sessions
 from storage.records import AuditEntry, OrderRecord, Status, rank
@@ -13,31 +14,34 @@ from storage.records import AuditEntry, OrderRecord, Status, rank
 STORED = (Status.SYNCED, Status.ACK_RECEIVED)
 
 
-def name_order(tx: Connection, who: Principal, radiology_order_id: str, visit_id: str | None) -> str | None:
-    """A sender named an order: keep it, unverified, if it is new. Gives its visit.
+def name_order(
+    tx: Connection, who: Principal, order_id: OutsideId, visit: OutsideId | None
+) -> OrderRecord:
+    """A sender named an order: keep it, unverified, if it is new. Gives what is known of it.
 
     RequestError `order_visit_mismatch` when it belongs to another visit (contract §1); `forbidden` where a narrowed
     token would bring an order that it does not see, with what is in it, into its own visit.
     """
     site = who.site
-    known = orders.find(tx, site, radiology_order_id)
+    known = orders.find(tx, site, order_id.text)
     if known is None:
-        orders.put(
-            tx, site, radiology_order_id, visit_id=visit_id, accession_number=None, verified=False, attributes={})
-        return visit_id
-    if visit_id is None or known.visit_id == visit_id:
-        return known.visit_id
-    _check_visit(known, visit_id)
+        return orders.put(
+            tx, site, order_id.text, visit_id=visit.text if visit else None, accession_number=None, verified=False,
+            attributes={}, numeric_ids=_numeric_ids(None, order_id, visit))
+    if visit is None or known.visit_id == visit.text:
+        return known
+    _check_visit(known, visit.text)
     if who.is_narrowed and _holds_more(tx, known, who):
         raise RequestError("forbidden", "the order has no visit yet: who announced it, or a wider token, names it")
-    record = orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=known.accession_number,
-                        verified=known.verified, attributes=known.attributes)
+    record = orders.put(
+        tx, site, order_id.text, visit_id=visit.text, accession_number=known.accession_number, verified=known.verified,
+        attributes=known.attributes, numeric_ids=_numeric_ids(known, order_id, visit))
     _tell_visit(tx, record, "server", None)
-    return visit_id
+    return record
 
 
 def announce(
-    tx: Connection, site: str, radiology_order_id: str, *, visit_id: str | None, attributes: dict[str, Any],
+    tx: Connection, site: str, order_id: OutsideId, *, visit: OutsideId | None, attributes: dict[str, Any],
     actor: str, peer: str | None, quarantines: bool,
 ) -> tuple[bool, OrderRecord]:
     """The EMR's word replaces what was known, but for the visit: (whether the order is new, the order).
@@ -45,6 +49,7 @@ def announce(
     The same word again changes nothing. What came before is reconciled: images of the accession number are linked,
     contradictions noted, sessions get their visit, what waits is raised. RequestError `order_visit_mismatch`.
     """
+    radiology_order_id, visit_id = order_id.text, visit.text if visit else None
     known = orders.find(tx, site, radiology_order_id)
     accession = attributes.get("accession_number")
     if known is not None:
@@ -55,7 +60,7 @@ def announce(
         if said == (True, visit_id, accession, attributes):
             return False, known
     record = orders.put(tx, site, radiology_order_id, visit_id=visit_id, accession_number=accession, verified=True,
-                        attributes=attributes)
+                        attributes=attributes, numeric_ids=_numeric_ids(known, order_id, visit))
     changed = sorted(name for name, value in attributes.items() if known and known.attributes.get(name) != value)
     audit.append(tx, AuditEntry(site, "order.announced", actor, f"order/{radiology_order_id}", peer,
                                 detail={"changed": changed} if known else None))
@@ -75,6 +80,17 @@ def _holds_more(tx: Connection, order: OrderRecord, who: Principal) -> bool:
         session.principal != who.name for session in sessions.of_order(tx, site, order_id))
 
 
+def _numeric_ids(known: OrderRecord | None, order_id: OutsideId, visit: OutsideId | None) -> str:
+    """The ids that JSON shows as numbers: each has the form first received (contract §1)."""
+    if known is not None:
+        numeric = set(known.numeric_ids.split(",")) - {""}
+    else:
+        numeric = {"radiology_order_id"} if order_id.numeric else set()
+    if (known is None or known.visit_id is None) and visit is not None and visit.numeric:
+        numeric.add("visit_id")
+    return ",".join(sorted(numeric))
+
+
 def _check_visit(known: OrderRecord, visit_id: str) -> None:
     if known.visit_id not in (None, visit_id):
         raise RequestError("order_visit_mismatch", "the order belongs to another visit")
@@ -86,7 +102,8 @@ def _tell_visit(tx: Connection, order: OrderRecord, actor: str, peer: str | None
     position = audit.append(tx, AuditEntry(
         order.site, "order.visit", actor, f"order/{order.radiology_order_id}", peer,
         detail={"visit_id": order.visit_id}))
-    sessions.give_visit(tx, order.site, order.radiology_order_id, order.visit_id, position.seq)
+    sessions.give_visit(tx, order.site, order.radiology_order_id, order.visit_id, position.seq,
+                        is_number="visit_id" in order.numeric_ids.split(","))
 
 
 def _compare(tx: Connection, before: OrderRecord, order: OrderRecord) -> None:

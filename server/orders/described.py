@@ -62,7 +62,7 @@ class Linked(TypedDict):
 
     image_id: int
     changed: bool
-    orders: list[str]
+    orders: list[int | str]
 
 
 PAGE = (Parameter("limit", "At most so many, up to 500", {"type": "integer", "minimum": 1, "maximum": 500}),

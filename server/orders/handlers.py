@@ -11,7 +11,7 @@ from server.auth import Role, principal_of
 from server.bodies import json_body, parse
 from server.caching import cached_json
 from server.idempotency import call_of
-from server.identifiers import OutsideId, parse_id, parse_text_id, present
+from server.identifiers import OutsideId, parse_id, parse_text_id
 from server.identity.signatures import Signed
 from server.orders.described import DESCRIBED
 from server.orders.inbox import Inbox
@@ -61,15 +61,14 @@ class OrderHandlers:
         body, order_id = parse(OrderBody, await json_body(request)), _order_id(request)
         new, view = await self._service.put(order_id, body, principal_of(request), request.remote)
         return web.json_response(
-            self._json(request, view, order_id.numeric), status=201 if new else 200,
+            self._json(request, view), status=201 if new else 200,
             headers={"Cache-Control": "private, no-cache"})
 
     @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True)
     async def get(self, request: web.Request) -> web.Response:
         """What is known of the order."""
-        order_id = _order_id(request)
-        view = await self._service.get(order_id, principal_of(request))
-        return cached_json(request, self._json(request, view, order_id.numeric))
+        view = await self._service.get(_order_id(request), principal_of(request))
+        return cached_json(request, self._json(request, view))
 
     @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True)
     async def listing(self, request: web.Request) -> web.Response:
@@ -79,19 +78,14 @@ class OrderHandlers:
         by = {name: query.get(name) or None for name in ("visit_id", "accession_number", "patient_id")}
         views = await self._service.listing(principal_of(request), limit + 1, query.get("cursor", ""), **by)
         page = views[:limit]
-        results = [self._json(
-            request, view, parse_text_id(view.record.radiology_order_id, "radiology_order_id").numeric)
-            for view in page]
+        results = [self._json(request, view) for view in page]
         cursor = page[-1].record.radiology_order_id if len(views) > limit else None
         return cached_json(request, {"results": results, "next_cursor": cursor})
 
     @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True)
     async def status(self, request: web.Request) -> web.Response:
         """Expected, on its way with percent and estimate, or there."""
-        order_id = _order_id(request)
-        body = await self._service.status(order_id, principal_of(request))
-        body["radiology_order_id"] = present(order_id.text, order_id.numeric)
-        return cached_json(request, body)
+        return cached_json(request, await self._service.status(_order_id(request), principal_of(request)))
 
     @allows(Role.VIEWER, Role.UPLOADER, heeds_scope=True)
     async def images(self, request: web.Request) -> web.Response:
@@ -128,15 +122,15 @@ class OrderHandlers:
         return web.json_response(await self._inbox.unlink(image_id, order_id, reason, call_of(request)),
                                  headers={"Cache-Control": "no-store"})
 
-    def _json(self, request: web.Request, view: OrderView, is_number: bool) -> dict[str, Any]:
-        return order_json(view.record, is_number=is_number, images=view.images, base_url=self._base_url(request))
+    def _json(self, request: web.Request, view: OrderView) -> dict[str, Any]:
+        return order_json(view.record, images=view.images, base_url=self._base_url(request), sign=self._sign(request))
+
+    def _sign(self, request: web.Request) -> Callable[[str], str]:
+        who = principal_of(request)
+        return lambda path: self._signed(path, who)
 
     async def _described(self, request: web.Request, images: list[ImageRecord]) -> list[dict[str, Any]]:
-        base_url, who = self._base_url(request), principal_of(request)
-
-        def sign(path: str) -> str:
-            return self._signed(path, who)
-
+        base_url, sign = self._base_url(request), self._sign(request)
         return await self._store.read(lambda tx: [self._describe_image(tx, one, base_url, sign) for one in images])
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from server.auth import Principal, Role
 from server.errors import RequestError
 from server.idempotency import Call, once
-from server.identifiers import OutsideId
+from server.identifiers import OutsideId, parse_text_id, shown
 from server.linking import BY_OPERATOR, link
 from server.orders.announcing import name_order
 from server.orders.progress import ACTIVE
@@ -47,10 +47,10 @@ class Inbox:
         RequestError `not_found`; `order_visit_mismatch`, `forbidden` for an order that the token does not cover.
         """
 
+        visit = parse_text_id(call.who.visit_id, "visit_id") if call.who.visit_id is not None else None
+
         def unit(tx: Connection, image: ImageRecord) -> bool:
-            name_order(tx, call.who, order_id.text, call.who.visit_id)
-            order = orders.find(tx, image.site, order_id.text)
-            assert order is not None, "it was just named"
+            order = name_order(tx, call.who, order_id, visit)
             _check_scope(order, call.who)
             return link(tx, image, order, BY_OPERATOR, call.who.name, call.peer, reason)
 
@@ -82,7 +82,7 @@ class Inbox:
                 raise RequestError("not_found", "there is no such image")
             changed = unit(tx, image)
             return {"image_id": image_id, "changed": changed,
-                    "orders": [order.radiology_order_id for order in orders.of_image(tx, image_id)]}
+                    "orders": [shown(order, "radiology_order_id") for order in orders.of_image(tx, image_id)]}
 
         request = {"verb": verb, "image_id": image_id, "radiology_order_id": order_id.text, "reason": reason}
         return await self._store.write(lambda tx: once(tx, call, request, change))

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from server.identifiers import shown
 from storage import audit, orders, sessions, uploads
 from storage.records import OrderRecord, SessionRecord, Status, UploadRecord, now, timestamp
 from storage.store import Store
@@ -64,7 +65,7 @@ class Progress:
             percent = min(99, 100 * (rows.stored_bytes + received_bytes) // total_bytes)
         left_s = round(missing_bytes / rate) if rate >= 1 and missing_bytes else None
         return {
-            "radiology_order_id": order.radiology_order_id, "state": state, "percent": percent,
+            "radiology_order_id": shown(order, "radiology_order_id"), "state": state, "percent": percent,
             "expected_images": order.expected_images, "images": rows.images,
             "sessions": _counts(rows.sessions),
             "bytes_received": rows.stored_bytes + received_bytes,

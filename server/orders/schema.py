@@ -1,13 +1,14 @@
 """What the order calls take and give: the fields of an order (contract §4), and orders as JSON."""
 
 import re
+from collections.abc import Callable
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from server.bodies import Body, Reason, Text
-from server.identifiers import present
+from server.identifiers import shown
 from storage.records import OrderRecord
 
 DAY = re.compile(r"\d{4}-?\d{2}-?\d{2}")
@@ -68,24 +69,21 @@ class Link(Body):
     reason: Reason
 
 
-def attributes_of(body: OrderBody, visit_is_number: bool) -> dict[str, Any]:
+def attributes_of(body: OrderBody) -> dict[str, Any]:
     """What is kept of an announcement beside the columns of its own."""
-    return {**body.model_dump(exclude={"visit_id"}), "visit_is_number": visit_is_number}
+    return body.model_dump(exclude={"visit_id"})
 
 
-def visit_is_number(record: OrderRecord | None) -> bool:
-    """Whether JSON shows the order's visit as a number: as it first came; from a URL, where it looks like one."""
-    if record is None:
-        return False
-    return bool(record.attributes.get("visit_is_number", (record.visit_id or "").isdecimal()))
+def order_json(record: OrderRecord, *, images: list[int], base_url: str, sign: Callable[[str], str]) -> dict[str, Any]:
+    """An order as contract §4 has it; `verified` once the EMR announced it, `images` are ids of what is shown.
 
-
-def order_json(record: OrderRecord, *, is_number: bool, images: list[int], base_url: str) -> dict[str, Any]:
-    """An order as contract §4 has it; `verified` once the EMR announced it, `images` are ids of what is shown."""
+    `sign` makes a path one that proves by itself, for minutes, who may read it.
+    """
     root = f"{base_url}/api/v1/orders/{record.radiology_order_id}"
     known = {name: record.attributes.get(name, OrderBody.model_fields[name].default) for name in FIELDS}
     return {
-        "radiology_order_id": present(record.radiology_order_id, is_number),
-        "visit_id": present(record.visit_id, visit_is_number(record)), **known, "verified": record.verified,
+        "radiology_order_id": shown(record, "radiology_order_id"),
+        "visit_id": shown(record, "visit_id"), **known, "verified": record.verified,
         "images": images, "created_at": record.created_at, "updated_at": record.updated_at,
-        "links": {"self": f"{root}/", "status": f"{root}/status/", "images": f"{root}/images/"}}
+        "links": {"self": f"{root}/", "status": f"{root}/status/", "images": f"{root}/images/",
+                  "events": base_url + sign(f"/api/v1/events?radiology_order_id={record.radiology_order_id}")}}

@@ -10,7 +10,7 @@ from server.errors import RequestError
 from server.identifiers import OutsideId, parse_id
 from server.orders.announcing import announce
 from server.orders.progress import Progress
-from server.orders.schema import OF_THE_PATIENT, OrderBody, attributes_of, visit_is_number
+from server.orders.schema import OF_THE_PATIENT, OrderBody, attributes_of
 from server.visibility import may_see_image, may_see_order, only_names_orders
 from storage import orders
 from storage.records import ImageRecord, OrderRecord
@@ -41,10 +41,9 @@ class OrderService:
         visit = parse_id(body.visit_id, "visit_id") if body.visit_id is not None else None
 
         def unit(tx: Connection) -> tuple[bool, OrderView]:
-            attributes = attributes_of(body, _is_number(orders.find(tx, who.site, order_id.text), visit))
             new, record = announce(
-                tx, who.site, order_id.text, visit_id=visit.text if visit else None, attributes=attributes,
-                actor=who.name, peer=peer, quarantines=self._quarantines)
+                tx, who.site, order_id, visit=visit, attributes=attributes_of(body), actor=who.name, peer=peer,
+                quarantines=self._quarantines)
             return new, _view(tx, record, who)
 
         return await self._store.write(unit)
@@ -83,13 +82,6 @@ class OrderService:
                     if may_see_image(tx, image, who)]
 
         return await self._store.read(unit)
-
-
-def _is_number(known: OrderRecord | None, visit: OutsideId | None) -> bool:
-    """Whether the visit is shown as a number: in the form first received (contract §1)."""
-    if visit is None or (known is not None and known.visit_id is not None and "visit_is_number" in known.attributes):
-        return visit_is_number(known)
-    return visit.numeric
 
 
 def _seen(tx: Connection, order_id: OutsideId, who: Principal) -> OrderRecord:

@@ -39,7 +39,7 @@ class Held(TypedDict):
     sop_instance_uid: str | None
     conflicts_with: int | None
     image_id: int | None
-    radiology_order_id: str | None
+    radiology_order_id: int | str | None
     session_id: str | None
     door: str
     file_sha256: str

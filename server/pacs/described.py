@@ -25,7 +25,7 @@ class Image(TypedDict):
     size: int
     instance_number: str | None
     number_of_frames: int | None
-    orders: list[Any]
+    orders: list[int | str]
     flags: list[str]
     superseded_by: int | None
     rejection_code: str | None
@@ -57,6 +57,7 @@ class Study(TypedDict):
     study_instance_uid: str
     attributes: dict[str, Any]
     created_at: str
+    links: dict[str, str]
     series: list[Series]
 
 

@@ -13,7 +13,7 @@ from server.errors import RequestError
 from server.identity.signatures import Signed
 from server.pacs.described import DESCRIBED
 from server.pacs.ingest import blob_path
-from server.pacs.presentation import Sign, image_json, study_json
+from server.pacs.presentation import Sign, image_json, study_json, study_links
 from server.pacs.render import MediaType, Renderer, Window
 from server.queries import number
 from server.reads import Reads, check_sound, subject_of
@@ -120,11 +120,11 @@ class ImageHandlers:
         after = number(request.query.get("cursor", "0"), "cursor")
         rows = await self._store.read(lambda tx: instances.studies(
             tx, who.site, limit + 1, after, rejected=rejected))
-        base_url = self._base_url(request)
+        base_url, sign = self._base_url(request), self._signing(who)
         results = [{
             "study_instance_uid": row["study_instance_uid"], "attributes": row["attributes"], "images": row["images"],
             "series": row["series"], "created_at": row["created_at"],
-            "links": {"self": f"{base_url}/api/v1/studies/{row['study_instance_uid']}/"}} for row in rows[:limit]]
+            "links": study_links(row["study_instance_uid"], base_url, sign)} for row in rows[:limit]]
         cursor = str(rows[limit - 1]["id"]) if len(rows) > limit else None
         return cached_json(request, {"results": results, "next_cursor": cursor})
 

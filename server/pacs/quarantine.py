@@ -9,9 +9,10 @@ from server.auth import Principal
 from server.errors import RequestError
 from server.filing import Origin
 from server.idempotency import Call, once
+from server.identifiers import shown
 from server.pacs.ingest import Ingester
 from server.reads import check_verified
-from storage import audit, blob_rows, quarantine, sessions
+from storage import audit, blob_rows, orders, quarantine, sessions
 from storage.records import PRIORITIES, AuditEntry, Door, QuarantineRecord, QuarantineState, Sha256
 from storage.store import Store
 
@@ -105,9 +106,11 @@ def _note(tx: Connection, held: QuarantineRecord, action: str, reason: str, call
 
 def _json(tx: Connection, held: QuarantineRecord) -> dict[str, Any]:
     blob = blob_rows.find(tx, held.site, held.blob_sha256)
+    order = orders.find(tx, held.site, held.radiology_order_id) if held.radiology_order_id is not None else None
     return {
         "id": held.id, "why_held": held.reason, "state": held.state, "sop_instance_uid": held.sop_instance_uid,
         "conflicts_with": held.conflicts_with, "image_id": held.image_id,
-        "radiology_order_id": held.radiology_order_id, "session_id": held.session_id, "door": held.door,
+        "radiology_order_id": shown(order, "radiology_order_id") if order else held.radiology_order_id,
+        "session_id": held.session_id, "door": held.door,
         "file_sha256": held.blob_sha256, "size": blob.size_bytes if blob else None, "created_at": held.created_at,
         "decided_at": held.decided_at}

@@ -1,5 +1,6 @@
 """Rejects images and shows them again (IHE IOCM): hidden from lists, viewers and forwarding. No byte is touched."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,8 +8,9 @@ from sqlalchemy import Connection
 
 from server.errors import RequestError
 from server.idempotency import Call, once
+from server.linking import note_shown
 from server.visibility import may_see_image
-from storage import audit, instances, jobs
+from storage import audit, instances, jobs, orders
 from storage.records import AuditEntry, ImageRecord
 from storage.store import Store
 
@@ -54,6 +56,8 @@ class Rejection:
             changed = [image for image in images if image.rejection_code != code]
             for image in changed:
                 self._set(tx, image, code, reason, call)
+            if code is None:
+                _note_complete(tx, changed)
             return {**subject, "rejection_code": code, "meaning": CODES.get(code or ""),
                     "images": [image.id for image in images], "changed": len(changed)}
 
@@ -71,6 +75,14 @@ class Rejection:
             image.site, "image.rejected" if code else "image.restored", call.who.name, f"image/{image.id}", call.peer,
             detail={"code": code, "before": image.rejection_code, "reason": reason,
                     "sop_instance_uid": image.sop_instance_uid}))
+
+
+def _note_complete(tx: Connection, restored: Sequence[ImageRecord]) -> None:
+    """Tell of the orders that are complete by images that are shown again."""
+    linked = [order for image in restored if image.superseded_by is None for order in orders.of_image(tx, image.id)]
+    more = Counter(order.radiology_order_id for order in linked)
+    for order in {order.radiology_order_id: order for order in linked}.values():
+        note_shown(tx, order, more[order.radiology_order_id])
 
 
 def _one(image: ImageRecord | None) -> list[ImageRecord]:

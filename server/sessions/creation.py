@@ -8,16 +8,16 @@ from sqlalchemy import Connection
 from server.auth import Principal, Role
 from server.bodies import canonical
 from server.errors import RequestError
-from server.identifiers import parse_text_id
+from server.identifiers import OutsideId, parse_text_id
 from server.sessions import machine
 from server.sessions.moves import move, move_on, note, taking_bytes, walk
 from server.sessions.schema import NewSession
 from storage import blob_rows, sessions, uploads
 from storage.errors import Refused
-from storage.records import SessionRecord, Status, UploadRecord, new_id, rank, timestamp
+from storage.records import OrderRecord, SessionRecord, Status, UploadRecord, new_id, rank, timestamp
 
-NameOrder = Callable[[Connection, Principal, str, str | None], str | None]
-"""Names an order: (tx, who, order, visit) → the order's visit; RequestError `order_visit_mismatch`, `forbidden`."""
+NameOrder = Callable[[Connection, Principal, OutsideId, OutsideId | None], OrderRecord]
+"""Names an order: (tx, who, order, visit) → what is known of it; RequestError `order_visit_mismatch`, `forbidden`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def plan(
 ) -> Created:
     """Like `create`, but a new session is audited only: the caller inserts it, with what else becomes of it."""
     new = _of_user(new, who)
-    visit = _visit(tx, new, who, name_order)
+    order, visit = _order_and_visit(tx, new, who, name_order)
     known = sessions.find(tx, who.site, new.session_id) if new.session_id else None
     if known is not None:
         return _same_again(tx, known, new, visit, who)
@@ -92,6 +92,8 @@ def plan(
     if holder is not None:
         sessions.change(tx, holder.session_id, holder.status, dedup_key=None)
     record = _record(new, visit, who, key, holder.session_id if holder else None)
+    if order is not None:
+        record = _of_order(record, order)
     position = note(tx, record, "session.created", who.name, peer, supersedes=record.supersedes)
     changed = walk(tx, record, taking_bytes(record), who.name, peer) if for_bytes else {"seq": position.seq}
     return Created(replace(record, **changed), new=True)
@@ -106,13 +108,16 @@ def insert(tx: Connection, record: SessionRecord, who: Principal) -> None:
     sessions.add_first_member(tx, who.site, record.session_id, who.name)
 
 
-def _visit(tx: Connection, new: NewSession, who: Principal, name_order: NameOrder) -> str | None:
-    visit = new.visit_id.text if new.visit_id else None
+def _order_and_visit(
+    tx: Connection, new: NewSession, who: Principal, name_order: NameOrder
+) -> tuple[OrderRecord | None, str | None]:
+    visit, order = new.visit_id.text if new.visit_id else None, None
     if new.radiology_order_id is not None:
-        visit = name_order(tx, who, new.radiology_order_id.text, visit)
-    if not who.sees_order(new.radiology_order_id.text if new.radiology_order_id else None, visit):
+        order = name_order(tx, who, new.radiology_order_id, new.visit_id)
+        visit = order.visit_id
+    if not who.sees_order(order.radiology_order_id if order else None, visit):
         raise RequestError("forbidden", "the token belongs to another visit or order")
-    return visit
+    return order, visit
 
 
 def acts_for(who: Principal, new: NewSession) -> bool:
@@ -185,6 +190,13 @@ def _record(
         updated_at=moment, metadata_uploaded_at=None, binary_uploaded_at=None, synced_at=None,
         ack_received_at=None, server_image_id=None, blob_sha256=None, duplicate_of=None, supersedes=supersedes,
         dedup_key=key, receipt=None, seq=0)
+
+
+def _of_order(record: SessionRecord, order: OrderRecord) -> SessionRecord:
+    """A new session as its order has it: as urgent, or more (contract §4); ids in the form first received (§1)."""
+    own = [name for name in record.numeric_ids.split(",") if name not in ("", "visit_id", "radiology_order_id")]
+    numeric_ids = ",".join([*own, *filter(None, [order.numeric_ids])])
+    return replace(record, priority=max(record.priority, order.priority, key=rank), numeric_ids=numeric_ids)
 
 
 def retry(tx: Connection, record: SessionRecord, who: Principal, peer: str | None) -> SessionRecord:

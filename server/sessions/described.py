@@ -125,7 +125,8 @@ KEY = Parameter("Idempotency-Key", "Repeats with the same key are answered as th
 DEVICE = Parameter("device_id", "Whether this device may delete")
 FILTERS = (
     Parameter("radiology_order_id", "Of this order"), Parameter("device_id", "Of this device"),
-    Parameter("updated_after", "Changed since, RFC 3339"), Parameter("limit", "At most so many", LIMIT),
+    Parameter("updated_after", "Changed since, RFC 3339 with its offset", {"type": "string", "format": "date-time"}),
+    Parameter("limit", "At most so many", LIMIT),
     Parameter("cursor", "The page after, as `next_cursor` said"))
 MOVES = ("not_found", "invalid_transition", "invalid_header", "gone", *SESSION_FAILURES)
 CREATION = ("session_conflict", "order_visit_mismatch", "checksum_required", "file_too_large", "insufficient_storage",

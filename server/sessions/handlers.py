@@ -1,6 +1,8 @@
 """The session routes under both roots (contract §4): parse, call the use case, answer."""
 
+import re
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
@@ -21,13 +23,15 @@ from server.queries import limit_of, number
 from server.sessions import machine, schema
 from server.sessions.described import DESCRIBED
 from server.sessions.service import Caller, SessionService, View
-from storage.records import ImageRecord, SessionRecord, Status, UploadRecord
+from storage.records import ImageRecord, SessionRecord, Status, UploadRecord, timestamp
 from storage.store import Store
 
 ROOTS = ("/api/v1/visits/{visit_id}/radiology/upload-sessions", "/api/v1/upload-sessions")
 CHUNK_BYTES = (64 * 1024, 64 * 1024 * 1024)
 """The least and the most that `upload_binary/` advises as chunk_size."""
 RETRYABLE = tuple(code for code, meaning in SESSION_FAILURES.items() if meaning.retryable)
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+"""A date-time of RFC 3339 §5.6: without its offset from UTC it would be no moment."""
 
 Complete = Callable[[str, str | None], Awaitable[Verdict | None]]
 DescribeImage = Callable[[Connection, ImageRecord, str, Callable[[str], str]], dict[str, Any]]
@@ -210,16 +214,20 @@ class SessionHandlers:
             except ValueError as error:
                 raise RequestError("invalid_field", "status is not one of the seven", field="status") from error
         if "error_code" in query:
+            if query["error_code"] not in SESSION_FAILURES:
+                raise RequestError("invalid_field", "error_code is no code of a session", field="error_code")
             filters["error_codes"] = (query["error_code"],)
         return await self._list(request, **filters)
 
     async def _list(self, request: web.Request, **filters: Any) -> web.Response:  # see storage.sessions.listing
         caller, query = caller_of(request), request.query
         limit = limit_of(request)
-        after = query.get("cursor")
+        after, since = query.get("cursor"), query.get("updated_after")
+        ids = {name: parse_text_id(query[name], name).text if name in query else None
+               for name in ("radiology_order_id", "device_id")}
         records = await self._service.listing(
-            caller, limit + 1, radiology_order_id=query.get("radiology_order_id"), device_id=query.get("device_id"),
-            updated_after=query.get("updated_after"),
+            caller, limit + 1, **ids,
+            updated_after=_moment(since, "updated_after") if since is not None else None,
             before_seq=number(after, "cursor") if after else None, **filters)
         page = records[:limit]
         results = [await self._json(request, record) for record in page]
@@ -234,18 +242,28 @@ class SessionHandlers:
 
     async def _view_json(self, request: web.Request, view: View, duplicate: bool = False) -> dict[str, Any]:
         base_url = self._base_url(request)
-        images = []
+        images, who = [], principal_of(request)
+
+        def sign(path: str) -> str:
+            return self._signed(path, who)
+
         if view.images:
-            who = principal_of(request)
-
-            def sign(path: str) -> str:
-                return self._signed(path, who)
-
             images = await self._store.read(
                 lambda tx: [self._describe_image(tx, image, base_url, sign) for image in view.images])
         return schema.session_json(
             view.record, base_url=base_url, bytes_received=view.bytes_received, images=images, safe=view.safe,
-            owner=view.owner, duplicate=duplicate or view.record.duplicate_of is not None)
+            owner=view.owner, sign=sign, duplicate=duplicate or view.record.duplicate_of is not None)
+
+
+def _moment(text: str, field: str) -> str:
+    """A time of any offset in the form that rows have."""
+    try:
+        if MOMENT.fullmatch(text.upper()):
+            return timestamp(datetime.fromisoformat(text.upper()))
+    except (ValueError, OverflowError):
+        pass  # the 31st of February; or a year that none of ours can be
+    raise RequestError("invalid_field", f"{field} must be a time with its offset, such as 2026-11-22T10:02:40Z",
+                       field=field)
 
 
 def _answer(body: dict[str, Any], status: int = 200) -> web.Response:

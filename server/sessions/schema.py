@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -9,7 +10,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from server.bodies import Body, Reason, Text
-from server.identifiers import PATTERN, OutsideId, parse_id, present
+from server.identifiers import PATTERN, OutsideId, parse_id, shown
 from server.sessions.machine import FOR_PEOPLE, STORED
 from storage.records import SessionRecord, Status
 
@@ -150,11 +151,13 @@ def new_session(body: CreateSession, visit_id: OutsideId | None) -> NewSession:
 
 def session_json(
     record: SessionRecord, *, base_url: str, bytes_received: int, images: list[dict[str, Any]], safe: bool,
-    owner: bool, duplicate: bool = False,
+    owner: bool, sign: Callable[[str], str], duplicate: bool = False,
 ) -> dict[str, Any]:
-    """A session as contract §4 shows it. `base_url` ends before `/api`; the local path is its owner's only."""
-    numeric = record.numeric_ids.split(",")
-    ids = {name: present(getattr(record, name), name in numeric) for name in ID_FIELDS}
+    """A session as contract §4 shows it. The local path is its owner's only.
+
+    `base_url` ends before `/api`; `sign` makes a path one that proves by itself, for minutes, who may read it.
+    """
+    ids = {name: shown(record, name) for name in ID_FIELDS}
     root = f"{base_url}/api/v1/upload-sessions/{record.session_id}"
     # "safe to delete" is said to the device that asked and may, while nothing casts doubt on the bytes (contract §8)
     says = FOR_PEOPLE[Status.SYNCED if record.status is Status.ACK_RECEIVED and not safe else record.status]
@@ -177,7 +180,8 @@ def session_json(
         "supersedes": record.supersedes, "seq": record.seq,
         "links": {"self": f"{root}/", **{
             name: f"{root}/{name}/"
-            for name in ("upload_metadata", "upload_binary", "acknowledge", "retry", "cancel", "history")}},
+            for name in ("upload_metadata", "upload_binary", "acknowledge", "retry", "cancel", "history")},
+            "events": base_url + sign(f"/api/v1/events?session_id={record.session_id}")},
     }
     if owner:
         body["local_file_path"] = record.local_file_path

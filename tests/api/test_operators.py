@@ -89,6 +89,45 @@ def test_a_rejected_image_is_hidden_and_comes_back(server: Server, tmp_path: Pat
     assert server.command("fsck").returncode == 0 and server.command("audit", "verify").returncode == 0
 
 
+def test_an_order_that_a_restored_image_fills_is_told_complete(server: Server, tmp_path: Path) -> None:
+    announce(server, "7", expected_images=2)
+    contents = [builders.ct(tmp_path / f"{number}.dcm", seed=number).read_bytes() for number in range(3)]
+    first = sent(server, contents[0], "7")["server_image_id"]
+    reject(server, f"/images/{first}")
+    sent(server, contents[1], "7")
+
+    def told() -> list[dict[str, Any]]:
+        return [detail for action, detail in actions(server, "order/7") if action == "order.complete"]
+
+    assert told() == [] and server.api("GET", "/orders/7/status/").json()["state"] == "on_its_way"
+    restore(server, f"/images/{first}")
+    assert told() == [{"images": 2, "expected_images": 2}]
+    assert server.api("GET", "/orders/7/status/").json()["state"] == "there"
+    restore(server, f"/images/{first}")
+    # one more than is expected goes and comes: the order was complete before and after
+    third = sent(server, contents[2], "7")["server_image_id"]
+    reject(server, f"/images/{third}")
+    restore(server, f"/images/{third}")
+    assert len(told()) == 1
+
+
+def test_a_restored_study_fills_each_of_its_orders_once(server: Server, tmp_path: Path) -> None:
+    for order in ("7", "8"):
+        announce(server, order, expected_images=2)
+    ids = []
+    for number in range(3):
+        path = builders.ct(tmp_path / f"{number}.dcm", seed=number, StudyInstanceUID="1.2", SeriesInstanceUID="1.1")
+        ids.append(sent(server, path.read_bytes(), None)["server_image_id"])
+    reject(server, "/studies/1.2")
+    for image in ids:
+        for order in ("7", "8"):
+            assert link(server, image, order).status_code == 200
+    restore(server, "/studies/1.2")
+    for order in ("7", "8"):
+        told = [detail for action, detail in actions(server, f"order/{order}") if action == "order.complete"]
+        assert told == [{"images": 3, "expected_images": 2}]
+
+
 def test_rejections_are_refused_where_they_must_be(server: Server, tmp_path: Path) -> None:
     session = sent(server, builders.ct(tmp_path / "a.dcm").read_bytes(), "7")
     image = image_of(server, session)
@@ -246,7 +285,7 @@ def test_where_it_is_asked_for_contradictions_are_held(strict: Server, tmp_path:
     assert (first["why_held"], first["conflicts_with"]) == ("PATIENT_MISMATCH", None)
     image_id = decide(strict, first["id"], "accept").json()["image_id"]
     image = strict.api("GET", f"/images/{image_id}/").json()
-    assert (image["orders"], image["flags"]) == (["7"], ["patient_mismatch"])
+    assert (image["orders"], image["flags"]) == ([7], ["patient_mismatch"])
     # a person has said that it belongs there: the same again is that image
     assert sent(strict, content, "7")["server_image_id"] == image_id
     # what came before its order and contradicts it waits in the inbox

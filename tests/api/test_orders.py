@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests import builders
 from tests.server import Server, create, patch, sha256, upload_metadata, upload_url
@@ -313,7 +314,7 @@ def test_an_unknown_order_is_taken_and_reconciled_when_the_emr_announces_it(
     assert server.api("GET", path, token=of_visit).status_code == 404
     assert announce(server, order, visit_id=77, patient_id="P2").status_code == 200
     assert image_of(server, session)["flags"] == ["patient_mismatch"]
-    assert server.api("GET", path, token=of_visit).json()["visit_id"] == "77"
+    assert server.api("GET", path, token=of_visit).json()["visit_id"] == 77
     assert ("image.flagged", {"radiology_order_id": order, "flags": ["patient_mismatch"]}) in actions(
         server, f"image/{session['server_image_id']}"
     )
@@ -359,6 +360,96 @@ def test_a_raised_priority_raises_what_waits_and_a_lowered_one_nothing(server: S
     assert (again.status_code, again.json()["priority"]) == (200, "STAT")
     asked = server.api("POST", "/upload-sessions/create_session/", {**given, "max_retries": 3})
     assert (asked.status_code, asked.json()["fields"]) == (409, ["max_retries"])
+
+
+def test_a_session_of_an_urgent_order_is_as_urgent_from_the_start(server: Server, order: str) -> None:
+    announce(server, order, priority="URGENT")
+    root, content = "/upload-sessions", iter(range(1000))
+
+    def body(**fields: Any) -> dict[str, Any]:
+        digest = sha256(str(next(content)).encode())
+        return {"file_name": "a", "file_size": 9, "checksum_sha256": digest, "radiology_order_id": order, **fields}
+
+    made = server.api("POST", f"{root}/create_session/", (first := body())).json()
+    assert made["priority"] == "URGENT"
+    again = server.api("POST", f"{root}/create_session/", {**first, "session_id": made["session_id"]})
+    assert (again.status_code, again.json()["priority"]) == (200, "URGENT")
+    assert server.api("POST", f"{root}/create_session/", body(priority="STAT")).json()["priority"] == "STAT"
+    batch = server.api("POST", f"{root}/batch/", {"sessions": [body(), body(priority="STAT")]}).json()["results"]
+    assert [one["session"]["priority"] for one in batch] == ["URGENT", "STAT"]
+    named = upload_metadata(filename="a.bin", radiology_order_id=order)
+    server.tus("POST", "/files", Upload_Length="9", Upload_Metadata=named)
+    server.tus("POST", "/files", b"123456789", Upload_Length="9", Upload_Metadata=named,
+               Content_Type="application/offset+octet-stream")  # fmt: skip
+    rufh = {**server.auth, "Upload-Complete": "?0", "Upload-Metadata": named}
+    assert requests.post(f"{server.url}/files", b"12345", headers=rufh, timeout=30).status_code == 201
+    listed = server.api("GET", f"{root}/?radiology_order_id={order}").json()["results"]
+    assert [one["priority"] for one in listed[:3]] == ["URGENT"] * 3 and len(listed) == 7
+
+
+def everywhere(server: Server, order: str, session: dict[str, Any]) -> dict[str, Any]:
+    """The order's id in each answer that names it."""
+    image, root = session["server_image_id"], f"/orders/{order}"
+    link(server, image, order, "unlink")
+    events = server.api("GET", f"/events?after=0&limit=500&radiology_order_id={order}").json()["results"]
+    told: dict[str, Any] = {
+        "order": server.api("GET", f"{root}/").json()["radiology_order_id"],
+        "list": server.api("GET", "/orders/").json()["results"][0]["radiology_order_id"],
+        "status": server.api("GET", f"{root}/status/").json()["radiology_order_id"],
+        "link": link(server, image, order).json()["orders"][0],
+        "image": server.api("GET", f"/images/{image}/").json()["orders"][0],
+        "images": server.api("GET", f"{root}/images/").json()["results"][0]["orders"][0],
+        "session": server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["radiology_order_id"],
+        "its image": session["images"][0]["orders"][0],
+        "study": server.api("GET", f"/studies/{session['images'][0]['study_instance_uid']}/").json(
+            )["series"][0]["images"][0]["orders"][0]}
+    for event in events:
+        data = event["data"]
+        told[event["type"]] = data["radiology_order_id"] if "radiology_order_id" in data else data["orders"][0]
+    assert {"session.status", "session.synced", "image.stored", "order.complete"} <= set(told)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [(901, "901"), ("901", 901), ("0901", "0901"), ("x-1", "x-1")], ids=str)  # fmt: skip
+def test_an_order_answers_everywhere_in_the_form_first_received(
+    server: Server, tmp_path: Path, first: int | str, then: int | str
+) -> None:
+    contents = [builders.ct(tmp_path / f"{seed}.dcm", seed=seed).read_bytes() for seed in (1, 2)]
+    one = sent(server, contents[0], str(first), radiology_order_id=first)
+    assert announce(server, str(first), expected_images=2, visit_id=7).json()["radiology_order_id"] == first
+    two = sent(server, contents[1], str(first), radiology_order_id=then)  # 901 and "901" are one order
+    for session in (one, two):
+        told = everywhere(server, str(first), session)
+        assert told == dict.fromkeys(told, first)
+    failed = {"file_name": "a", "file_size": 1, "checksum_sha256": "0" * 64, "radiology_order_id": then}
+    made = server.api("POST", "/upload-sessions/create_session/", failed).json()["session_id"]
+    server.api("POST", f"/upload-sessions/{made}/cancel/", {"reason": WHY})
+    events = server.api("GET", f"/events?after=0&session_id={made}").json()["results"]
+    assert {event["data"]["radiology_order_id"] for event in events} == {first}
+
+
+def test_a_url_and_a_header_have_no_form_and_digits_count_as_a_number(server: Server) -> None:
+    assert announce(server, "77").json()["radiology_order_id"] == 77
+    assert announce(server, "077").json()["radiology_order_id"] == "077"
+    named = upload_metadata(filename="a.bin", radiology_order_id="78", visit_id="05")
+    server.tus("POST", "/files", Upload_Length="9", Upload_Metadata=named)
+    known = server.api("GET", "/orders/78/").json()
+    assert (known["radiology_order_id"], known["visit_id"]) == (78, "05")
+    listed = server.api("GET", "/upload-sessions/?radiology_order_id=78").json()["results"][0]
+    assert (listed["radiology_order_id"], listed["visit_id"]) == (78, "05")
+
+
+@pytest.mark.parametrize("visit", [5, "5"], ids=repr)
+def test_a_visit_that_becomes_known_later_has_the_form_that_the_emr_said(
+    server: Server, order: str, visit: int | str
+) -> None:
+    body = {"file_name": "a", "file_size": 1, "checksum_sha256": "0" * 64, "radiology_order_id": order, "device_id": 3}
+    made = server.api("POST", "/upload-sessions/create_session/", body).json()
+    assert (made["visit_id"], made["device_id"]) == (None, 3)
+    assert announce(server, order, visit_id=visit).json()["visit_id"] == visit
+    known = server.api("GET", f"/upload-sessions/{made['session_id']}/").json()
+    assert (known["visit_id"], known["device_id"]) == (visit, 3)
 
 
 def test_the_inbox_is_seen_by_operators_and_by_the_one_who_made_it(server: Server) -> None:

@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from tests import builders
 from tests.server import Server, create, patch, sha256, upload_url
 
 HALF = 20_000
@@ -344,3 +346,57 @@ def test_a_number_that_is_too_long_or_too_large_is_refused(shared_server: Server
         if cursor is not None and len(digits) > 1:
             answer = shared_server.api("GET", f"/{path}?cursor={cursor.format(digits)}")
             assert (answer.status_code, answer.json()["code"]) == (422, "invalid_field"), digits[:10]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["upload-sessions/?order=5", "upload-sessions?order=5", "upload-sessions/pending/?order=5",
+     "upload-sessions/failed?limit=1&order=5", "visits/77/radiology/upload-sessions/?order=5",
+     "upload-sessions/1/?order=5", "events?order=5&after=1", "orders/?order=5", "orders/1/status?order=5",
+     "studies?order=5", "images/1/?order=5", "quarantine?order=5", "tokens?order=5", "webhooks/deliveries?order=5",
+     "forward/deliveries?order=5", "orders/?order", "inbox?order=5"],
+)  # fmt: skip
+def test_a_parameter_that_a_call_does_not_know_is_refused(shared_server: Server, path: str) -> None:
+    for method in ("GET", "HEAD"):
+        assert shared_server.api(method, f"/{path}", Accept="application/json").status_code == 422
+    answer = shared_server.api("GET", f"/{path}").json()
+    assert (answer["code"], answer["field"]) == ("invalid_field", "order")
+    assert shared_server.api("GET", f"/{path}", token="none").status_code == 401, "who asks comes first"
+
+
+def test_a_parameter_that_is_no_word_is_not_repeated(shared_server: Server) -> None:
+    answer = shared_server.api("GET", "/upload-sessions/?Doe%5EJane=1")
+    assert (answer.status_code, answer.json()["field"]) == (422, "query") and "Doe" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("radiology_order_id=", "radiology_order_id"), ("device_id=", "device_id"), ("error_code=foo", "error_code"),
+     ("radiology_order_id=a%20b", "radiology_order_id")],
+)  # fmt: skip
+def test_a_filter_that_can_fit_nothing_is_refused(shared_server: Server, query: str, field: str) -> None:
+    answer = shared_server.api("GET", f"/upload-sessions/?{query}")
+    assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+def test_what_a_page_adds_to_the_url_of_a_picture_or_a_file_does_no_harm(
+    shared_server: Server, tmp_path: Path
+) -> None:
+    content = builders.ct(tmp_path / "ct.dcm").read_bytes()
+    session = create(shared_server, content)
+    patch(shared_server, upload_url(shared_server, session["session_id"]), content)
+    image = shared_server.api("GET", f"/upload-sessions/{session['session_id']}/").json()["server_image_id"]
+    for name in ("file", "rendered", "thumbnail"):
+        assert shared_server.api("GET", f"/images/{image}/{name}?_=1").status_code == 200
+
+
+@pytest.mark.parametrize("reason", ["", "   ", "\t", "\u00a0 \n"])
+def test_a_reason_of_spaces_is_none(shared_server: Server, reason: str) -> None:
+    for path in ("images/1/reject", "images/1/restore", "images/1/link", "quarantine/1/accept"):
+        code = {"code": "113001"} if path.endswith("reject") else {}
+        order = {"radiology_order_id": 5} if path.endswith("link") else {}
+        answer = shared_server.api("POST", f"/{path}/", {"reason": reason, **code, **order})
+        assert (answer.status_code, answer.json()["field"]) == (422, "reason"), path
+    made = shared_server.api("POST", "/tokens/", {"role": "viewer"}).json()
+    answer = shared_server.api("DELETE", f"/tokens/{made['token_id']}/", {"reason": reason})
+    assert (answer.status_code, answer.json()["field"]) == (422, "reason")

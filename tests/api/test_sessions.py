@@ -3,8 +3,10 @@
 import asyncio
 import gzip
 import uuid
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -56,7 +58,7 @@ def test_another_order_sends_the_bytes_again_and_shares_the_blob(shared_server: 
     assert other["session_id"] != one["session_id"] and other["bytes_received"] == 0
     other = stored(shared_server, content, radiology_order_id=124)
     assert other["server_image_id"] == one["server_image_id"]
-    assert set(other["images"][0]["orders"]) == {"123", "124"}
+    assert set(other["images"][0]["orders"]) == {123, 124}
 
 
 def test_ids_answer_in_the_form_first_received(shared_server: Server, content: bytes) -> None:
@@ -201,6 +203,36 @@ def test_lists_come_in_pages(shared_server: Server) -> None:
             break
         cursor = f"&cursor={page['next_cursor']}"
     assert len(seen) == 5 and set(seen) == made
+
+
+def test_what_changed_since_a_moment_is_found_whatever_its_offset(shared_server: Server, content: bytes) -> None:
+    order = uuid.uuid4().hex
+    made = create(shared_server, content, radiology_order_id=order)
+    changed = datetime.fromisoformat(made["updated_at"])
+
+    def found(moment: datetime, zone: str) -> int:
+        since = moment.astimezone(timezone(timedelta(hours=int(zone)))).isoformat(timespec="milliseconds")
+        query = f"radiology_order_id={order}&updated_after={quote(since)}"
+        return len(shared_server.api("GET", f"/upload-sessions/?{query}").json()["results"])
+
+    second = timedelta(seconds=1)
+    for zone in ("14", "-12", "0", "5"):
+        assert (found(changed - second, zone), found(changed + second, zone)) == (1, 0), zone
+    for path in ("", "pending/"):
+        query = f"?radiology_order_id={order}&updated_after=2001-01-01t00:00:00.123456789z"
+        assert len(shared_server.api("GET", f"/upload-sessions/{path}{query}").json()["results"]) == 1
+
+
+@pytest.mark.parametrize(
+    "since",
+    ["foo", "", "2026-11-25", "2026-11-25T23:00:00", "2026-11-25T23:00:00 14:00", "2026-02-31T00:00:00Z",
+     "0001-01-01T00:00:00+14:00", "2026-11-25T23:00:00+25:00", "20261125T230000Z", "2026-W48-3T23:00:00Z"],
+)  # fmt: skip
+def test_a_moment_that_is_none_is_refused(shared_server: Server, since: str) -> None:
+    for path in ("", "pending/", "failed/"):
+        answer = shared_server.api("GET", f"/upload-sessions/{path}?updated_after={quote(since)}")
+        assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (
+            422, "invalid_field", "updated_after")  # fmt: skip
 
 
 def test_the_failed_are_those_that_can_be_retried_unless_all_are_asked_for(shared_server: Server) -> None:

@@ -32,9 +32,9 @@ def test_an_arrival_is_linked_by_its_accession_number_whichever_comes_first(serv
     send(server, builders.ct(tmp_path / "c.dcm", AccessionNumber="ACC-1", PatientID="P2"))
     images = server.api("GET", "/orders/55/images/").json()["results"]
     assert [(image["id"], image["orders"], image["flags"]) for image in images] == [
-        (1, ["55"], []),
-        (2, ["55"], []),
-        (3, ["55"], ["patient_mismatch"]),
+        (1, [55], []),
+        (2, [55], []),
+        (3, [55], ["patient_mismatch"]),
     ]
     assert server.api("GET", "/orders/55/status/").json()["state"] == "there"
     assert server.api("GET", "/inbox/").json()["images"] == []
@@ -53,10 +53,10 @@ def test_an_arrival_that_contradicts_its_order_is_held_where_that_is_asked_for(t
         for _ in range(2):  # sent again it is held once
             assert status_of(storescu(server.dicom_port, path, syntax)) == 0xC002
         (held,) = server.api("GET", "/quarantine/").json()["results"]
-        assert (held["why_held"], held["door"], held["radiology_order_id"]) == ("PATIENT_MISMATCH", "dimse", "55")
+        assert (held["why_held"], held["door"], held["radiology_order_id"]) == ("PATIENT_MISMATCH", "dimse", 55)
         image_id = act(server, f"/quarantine/{held['id']}/accept")["image_id"]
         image = server.api("GET", f"/images/{image_id}/").json()
-        assert (image["door"], image["orders"], image["flags"]) == ("dimse", ["55"], ["patient_mismatch"])
+        assert (image["door"], image["orders"], image["flags"]) == ("dimse", [55], ["patient_mismatch"])
         assert status_of(storescu(server.dicom_port, path, syntax)) == 0x0000
         assert server.command("fsck").returncode == 0
     finally:

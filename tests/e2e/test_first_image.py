@@ -13,7 +13,7 @@ def test_a_ct_goes_in_is_seen_and_its_copy_may_be_deleted(server: Server, ct: by
     session = server.api("GET", f"{root}/").json()
     assert session["status"] == "SYNCED" and session["safe_to_delete_local"] is False
     image = session["images"][0]
-    assert image["id"] == session["server_image_id"] and image["orders"] == ["123"]
+    assert image["id"] == session["server_image_id"] and image["orders"] == [123]
     shown = server.api("GET", f"/images/{image['id']}/rendered")
     assert shown.content.startswith(b"\x89PNG")
     assert server.api("GET", f"/images/{image['id']}/file").content == ct

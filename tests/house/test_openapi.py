@@ -140,3 +140,13 @@ async def test_who_may_call_is_told_as_the_gate_heeds_it(router: web.UrlDispatch
         assert paths[path]["get"]["security"] == [{"token": []}, {}] and "operator" in paths[path]["get"]["description"]
     putting = paths["/api/v1/orders/{radiology_order_id}"]["put"]
     assert "operator" in putting["description"] and {"401", "403"} <= set(putting["responses"])
+
+
+async def test_every_proof_that_the_gate_takes_is_named_where_it_is_taken(router: web.UrlDispatcher) -> None:
+    told = openapi.document(router, VERSION)
+    schemes = {name: (one["type"], one.get("in")) for name, one in told["components"]["securitySchemes"].items()}
+    assert schemes == {"token": ("http", None), "browser": ("apiKey", "cookie"), "url": ("apiKey", "query")}
+    assert told["security"] == [{"token": []}, {"browser": []}]
+    by_url = {path for path, found in told["paths"].items() if {"url": []} in found.get("get", {}).get("security", [])}
+    image = "/api/v1/images/{image_id}"
+    assert by_url == {"/api/v1/events", f"{image}/rendered", f"{image}/thumbnail"}

@@ -175,6 +175,41 @@ def test_images_of_before_orders_were_reconciled_tell_their_patient(
             database.execute("UPDATE session SET visit_id = '78'")
 
 
+def test_orders_of_before_have_the_form_of_their_first_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.db"
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.triggers.create_triggers", lambda _tx: None)
+        upgrade(path, "0010")
+    rows = [
+        # order, visit, attributes; the sessions' forms in order; what JSON shows as a number
+        ("901", None, "{}", ["", "radiology_order_id"], ""),
+        ("902", "7", '{"visit_is_number": false, "modality": "CT"}', ["device_id,radiology_order_id"],
+         "radiology_order_id"),
+        ("903", "7", '{"visit_is_number": true}', [], "radiology_order_id,visit_id"),
+        ("0904", "07", "{}", [], ""),
+        ("x", "8", "{}", [], "visit_id"),
+    ]  # fmt: skip
+    with closing(sqlite3.connect(path)) as database, database:
+        for order, visit, attributes, forms, _ in rows:
+            database.execute("INSERT INTO imaging_order VALUES ('default', ?, ?, NULL, 1, ?, 'x', 'x')",
+                             [order, visit, attributes])  # fmt: skip
+            for number, numeric_ids in enumerate(forms):
+                database.execute(
+                    "INSERT INTO session (session_id, site, radiology_order_id, status, priority, file_name, "
+                    "checksum_source, principal, numeric_ids, max_retries, retry_count, created_at, updated_at, seq) "
+                    "VALUES (?, 'default', ?, 'FAILED', 'ROUTINE', 'a', 'client', 'p', ?, 5, 0, ?, 'x', 1)",
+                    [f"{order}-{number}", order, numeric_ids, str(number)],
+                )
+    migrate(path)
+    with closing(sqlite3.connect(path)) as database:
+        found = database.execute("SELECT radiology_order_id, numeric_ids, attributes FROM imaging_order")
+        kept = {order: (numeric_ids, attributes) for order, numeric_ids, attributes in found}
+    assert {order: numeric_ids for order, (numeric_ids, _) in kept.items()} == {row[0]: row[4] for row in rows}
+    assert kept["902"][1] == '{"modality":"CT"}'
+
+
 def test_a_copy_never_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.db"
     with monkeypatch.context() as patched:
