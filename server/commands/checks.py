@@ -16,7 +16,7 @@ from server.integrity.checking import Asks, Checker
 from server.keeping.senders import SEND_AGAIN_OR_PUT_BACK, whose
 from server.sessions import receipts
 from server.tus.locks import MachineLocks
-from storage import tokens
+from storage import figures, tokens
 from storage.store import Store
 
 receipt_app = typer.Typer(no_args_is_help=True, help="Receipts.")
@@ -29,7 +29,7 @@ def fsck(
     """Count the four orphans, tell the remedies; exit 1 unless all are zero. Blobs gone or cut raise an alarm."""
     settings = config.load(config_file)
 
-    async def work(store: Store) -> tuple[Orphans, list[str]]:
+    async def work(store: Store) -> tuple[Orphans, list[str], int]:
         orphans = await count_orphans(store)
         checker = Checker(store, MachineLocks(settings.data_path))
         told = []
@@ -39,9 +39,9 @@ def fsck(
                 named = await store.read(partial(whose, site=key.site, sha256=key.name))
                 told.append(f"  blob {key.name} of site {key.site} {fault} ({named}): "
                             f"the alarm is raised; {SEND_AGAIN_OR_PUT_BACK}")
-        return orphans, told
+        return orphans, told, await store.read(figures.alarms)
 
-    found, without_bytes = with_store(settings, work)
+    found, without_bytes, alarms = with_store(settings, work)
     out.print(f"blobs without owner: {found.blobs_without_owner}")
     out.print(f"stored sessions without image or blob: {found.synced_without_image + len(without_bytes)}")
     for line in without_bytes:
@@ -49,6 +49,8 @@ def fsck(
     out.print(f"DICOM images without series: {found.images_without_series}")
     out.print(f"SOP Instance UIDs with two live images: {found.sop_instances_twice}")
     out.print(f"(files that no row names yet: {found.files_without_row})")
+    if alarms:
+        out.print(f"(integrity alarms open: {alarms}; packhorse doctor names them)")
     left = with_store(settings, lambda store: tell_remedies(store, mend=repair))
     if repair:
         found = with_store(settings, count_orphans)
