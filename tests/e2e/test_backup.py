@@ -205,6 +205,7 @@ def test_a_damaged_blob_is_named_no_copy_of_it_may_go_and_the_rest_is_backed_up(
     assert alarms_found_by(server) == ["backup"]
     assert manifest(tmp_path / "backup")["lacking"] == [f"default/{sha256(b'damaged')}"]
     assert server.command("backup", str(tmp_path / "backup")).returncode == 1 and len(alarms_found_by(server)) == 1
+    assert "integrity alarms open: 1; packhorse doctor names them" in server.command("fsck").stdout
     (tmp_path / "other").mkdir()
     told = packhorse(tmp_path / "other", "restore", str(tmp_path / "backup"))
     assert told.returncode == 1 and sha256(b"damaged") in told.stderr
