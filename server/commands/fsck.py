@@ -13,6 +13,7 @@ from server.health import Orphans, count_orphans
 from server.integrity.checking import Asks, Checker
 from server.keeping.findings import SEND_AGAIN_OR_PUT_BACK
 from server.tus.locks import MachineLocks
+from storage import figures
 from storage.integrity import owners
 from storage.store import Store
 
@@ -25,7 +26,7 @@ def fsck(
     settings = config.load(config_file)
     is_guarded = tell_triggers(settings, mend=repair)
 
-    async def work(store: Store) -> tuple[Orphans, list[str]]:
+    async def work(store: Store) -> tuple[Orphans, list[str], int]:
         orphans = await count_orphans(store)
         checker = Checker(store, MachineLocks(settings.data_path))
         told = []
@@ -35,9 +36,9 @@ def fsck(
                 named = await store.read(partial(owners, site=key.site, sha256=key.name))
                 told.append(f"  blob {key.name} of site {key.site} {fault} ({named}): "
                             f"the alarm is raised; {SEND_AGAIN_OR_PUT_BACK}")
-        return orphans, told
+        return orphans, told, await store.read(figures.alarms)
 
-    found, without_bytes = with_store(settings, work)
+    found, without_bytes, alarms = with_store(settings, work)
     out.print(f"blobs without owner: {found.blobs_without_owner}")
     out.print(f"stored sessions without image or blob: {found.synced_without_image + len(without_bytes)}")
     for line in without_bytes:
@@ -45,6 +46,8 @@ def fsck(
     out.print(f"DICOM images without series: {found.images_without_series}")
     out.print(f"SOP Instance UIDs with two live images: {found.sop_instances_twice}")
     out.print(f"(files that no row names yet: {found.files_without_row})")
+    if alarms:
+        out.print(f"(integrity alarms open: {alarms}; packhorse doctor names them)")
     left = with_store(settings, lambda store: tell_remedies(store, mend=repair))
     if repair:
         found = with_store(settings, count_orphans)

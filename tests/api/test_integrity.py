@@ -314,7 +314,8 @@ def test_an_alarm_on_what_only_an_arrival_holds_names_its_sender_and_its_object(
         told = server.command("scrub")
         assert told.returncode == 1 and "arrival of 1.2.826.77 as image 1 from STORESCU at 127.0.0.1" in told.stdout
         (alarm,) = audited(server, "integrity.alarm")
-        assert alarm["arrivals"] == [{"calling": "STORESCU", "sop_instance_uid": "1.2.826.77", "image_id": 1}]
+        arrived = {"calling": "STORESCU", "peer": "127.0.0.1", "sop_instance_uid": "1.2.826.77", "image_id": 1}
+        assert alarm["arrivals"] == [arrived]
     finally:
         server.stop()
 

@@ -161,7 +161,7 @@ def test_a_stray_file_among_the_keys_costs_no_upload_and_is_named_once(server: S
     (keys / "stray.json").write_text("null")
     for number in range(3):
         assert stored(server, content + bytes([number]))["status"] == "SYNCED"
-    assert server.command("keys", "rotate").returncode == 0
+    assert server.command("keys", "rotate", "--reason", "tried").returncode == 0
     assert kid_of(receipt_of(server, stored(server, content))) == published(server)[-1]
     assert (server.folder / "server.log").read_text().count("key.passed_over") == 1
     server.stop()
@@ -179,7 +179,7 @@ def test_a_rotation_takes_effect_although_the_clock_was_ahead_before(server: Ser
     keep_key(keys, ahead := new_key(after=now() + timedelta(days=1)))
     assert open_signer(keys).kid == ahead.thumbprint()
     for _ in range(2):
-        told = server.command("keys", "rotate")
+        told = server.command("keys", "rotate", "--reason", "tried")
         assert told.returncode == 0, told.stderr
         assert f"signed with the key {kid_of(receipt_of(server, stored(server, content)))} from now on" in told.stdout
         content += b"another"
