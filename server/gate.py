@@ -42,16 +42,11 @@ class Gate:
         if access.open or verb == "OPTIONS":
             return await handler(request)
         try:
-            bearer = await self._proof(request, verb, access)
-            if bearer.expired and not tolerates_expiry(request):
-                raise RequestError("unauthorized", "the token has expired")
+            who = await self.identify(request, access)
         except RequestError as refusal:
-            if refusal.code in NOTED:
-                await self._authenticator.note_refusal(request.remote, refusal.detail)
             if refusal.code == "too_many_attempts" and request.path.startswith("/files"):
                 return problem(refusal, status=503)  # tus clients give up on other 4xx (contract §5)
             raise
-        who = replace(bearer.principal, expired=True) if bearer.expired else bearer.principal
         try:
             check(access, who)
             request[PRINCIPAL] = who
@@ -63,6 +58,18 @@ class Gate:
             if FORBIDDEN in request:
                 await self._note(request, verb, who)
         return response
+
+    async def identify(self, request: web.Request, access: Access) -> Principal:
+        """Who calls, whatever he may; a refused proof is noted. RequestError as `pass_through`, but `forbidden`."""
+        try:
+            bearer = await self._proof(request, verb_of(request), access)
+            if bearer.expired and not tolerates_expiry(request):
+                raise RequestError("unauthorized", "the token has expired")
+        except RequestError as refusal:
+            if refusal.code in NOTED:
+                await self._authenticator.note_refusal(request.remote, refusal.detail)
+            raise
+        return replace(bearer.principal, expired=True) if bearer.expired else bearer.principal
 
     async def _note(self, request: web.Request, verb: str, who: Principal) -> None:
         """Audit a 403 (contract §9): one row per principal, route, code and minute; ids and free text are not in it."""

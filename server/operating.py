@@ -8,7 +8,7 @@ from dataclasses import asdict
 from shutil import disk_usage
 from typing import ClassVar, Generic, Literal, NotRequired, TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from server import gate
@@ -82,12 +82,13 @@ class Operating:
         """Whether to send requests here; what is wrong is for operators."""
         found = await self._readiness.get()
         body: dict[str, object] = {"status": "ready" if found.ready else "not ready"}
-        try:
-            await self._check_is_trusted(request)
-        except RequestError:
-            pass  # the answer is for everybody, the reasons are not
-        else:
-            body |= {"faults": [asdict(fault) for fault in found.faults], "backlog": found.backlog}
+        if self._brings_a_proof(request):
+            try:
+                await self._check_is_trusted(request)
+            except RequestError:
+                pass  # the answer is for everybody, the reasons are not
+            else:
+                body |= {"faults": [asdict(fault) for fault in found.faults], "backlog": found.backlog}
         return web.json_response(body, status=200 if found.ready else 503, headers={"Cache-Control": "no-store"})
 
     @is_open_with_more_for(Role.OPERATOR)
@@ -99,14 +100,16 @@ class Operating:
                           self._version)
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})
 
+    def _brings_a_proof(self, request: web.Request) -> bool:
+        """A load balancer's probe brings none: it is no login that would be refused."""
+        return (self._services.authenticator.lets_everybody_in or is_in(request.remote, self._networks)
+                or hdrs.AUTHORIZATION in request.headers or hdrs.COOKIE in request.headers)
+
     async def _check_is_trusted(self, request: web.Request) -> None:
         """Operators, and the addresses of `http.metrics_allow`. RequestError `unauthorized`, `forbidden`."""
         if is_in(request.remote, self._networks):
             return
-        bearer = await self._services.authenticator.identify(request.headers.get("Authorization"), request.remote)
-        if bearer.expired:
-            raise RequestError("unauthorized", "the token has expired")
-        gate.check(FOR_OPERATORS, bearer.principal)
+        gate.check(FOR_OPERATORS, await self._services.gate.identify(request, FOR_OPERATORS))
 
     async def _look_whether_ready(self) -> Readiness:
         settings = self._services.settings

@@ -178,7 +178,7 @@ def wire(settings: Settings, store: Store, signer: Signer, tasks: Tasks) -> Serv
             base_url, signatures.signed).routes(),
         *WebhookHandlers(webhooks).routes(),
         *TokenHandlers(TokenService(store, deriving(url_key)), base_url).routes(),
-        *LoginHandlers(store, attempts, base_url).routes(),
+        *LoginHandlers(store, attempts, authenticator.note_refusal, base_url).routes(),
         *AuditHandlers(store, seldom).routes(),
         *EventHandlers(feed, base_url, gate.still_lets_in).routes(),
     )

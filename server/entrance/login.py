@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar
 
@@ -24,6 +25,8 @@ from storage import audit, logins, tokens
 from storage.records import AuditEntry, BrowserRecord, TokenRecord, now, timestamp
 from storage.store import Store
 
+NoteRefusal = Callable[[str | None, str], Awaitable[None]]
+"""(address, why): audits a refused login, once per address and minute."""
 LOGGED_IN_FOR = timedelta(hours=12)
 SCRIPT = """
 const told = document.querySelector("p"), code = new URLSearchParams(location.hash.slice(1)).get("code");
@@ -61,8 +64,9 @@ class LoginHandlers:
         "log_out": Described({204: Answer("The cookie is good no more")}),
         "page": Described({200: Answer("A page", TEXT, ("text/html",))})}
 
-    def __init__(self, store: Store, attempts: Attempts, base_url: BaseUrl) -> None:
+    def __init__(self, store: Store, attempts: Attempts, note_refusal: NoteRefusal, base_url: BaseUrl) -> None:
         self._store = store
+        self._note_refusal = note_refusal
         self._attempts = attempts
         self._base_url = base_url
 
@@ -103,7 +107,9 @@ class LoginHandlers:
         made = await self._store.write(unit) if good else None
         if made is None:
             self._attempts.failed(request.remote)
-            raise RequestError("unauthorized", "the code is not known, was used, or its five minutes are over")
+            why = "the code is not known, was used, or its five minutes are over"
+            await self._note_refusal(request.remote, why)
+            raise RequestError("unauthorized", why)
         record, browser = made
         response = _answer({
             **_scopes(record), "token_id": record.token_id, "expires_at": browser.expires_at,

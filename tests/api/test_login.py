@@ -114,6 +114,13 @@ def test_a_code_that_is_not_good_any_more_is_refused(server: Server, change: str
     assert "Set-Cookie" not in answer.headers
 
 
+def test_a_code_that_is_wrong_is_a_refused_login(server: Server) -> None:
+    assert Browser(server).log_in("no-such-code").status_code == 401
+    with closing(sqlite3.connect(server.folder / "data" / "packhorse.db")) as database:
+        rows = database.execute("SELECT actor, peer FROM audit WHERE action = 'login.refused'").fetchall()
+    assert rows == [("anonymous", "127.0.0.1")]
+
+
 def test_our_own_page_uploads_by_cookie(browser: Browser) -> None:
     given = {"Tus-Resumable": "1.0.0", "Upload-Metadata": upload_metadata(filename="a.bin"), "Upload-Length": "16"}
     made = browser.call("POST", "/files", headers=given)

@@ -236,6 +236,19 @@ def test_a_failed_session_is_one_line_of_the_log_with_its_code_and_the_request(s
     assert "Canary" not in json.dumps(told)
 
 
+def test_a_wrong_token_at_the_open_routes_is_a_refused_login_and_a_probe_without_one_is_none(server: Server) -> None:
+    def refused() -> list[dict[str, object]]:
+        return [line for line in log_lines(server) if line["event"] == "login.refused"]
+
+    for _ in range(2):
+        assert requests.get(f"{server.url}/readyz", timeout=5).json() == {"status": "ready"}
+    assert refused() == []
+    wrong = {"Authorization": "Bearer ph_0123456789abcdef_no"}
+    assert requests.get(f"{server.url}/readyz", headers=wrong, timeout=5).json() == {"status": "ready"}
+    assert requests.get(f"{server.url}/metrics", headers=wrong, timeout=5).status_code == 401
+    assert len(refused()) == 1, "once per address and minute"
+
+
 def test_the_log_may_be_text_for_people(tmp_path: Path) -> None:
     server = Server(tmp_path / "server", extra='[log]\nformat = "text"\n').start()
     try:
