@@ -164,14 +164,15 @@ def create_triggers(tx: Connection) -> None:
         tx.execute(text(statement))
 
 
-def make_missing(tx: Connection) -> list[str]:
-    """Make anew what `missing_triggers` names; gives the names."""
-    missing = missing_triggers(tx)
-    for name, statement in sqlite_triggers():
-        if name in missing:
-            tx.execute(text(f"DROP TRIGGER IF EXISTS {name}"))
-            tx.execute(text(statement))
-    return missing
+def make_missing(tx: Connection) -> dict[str, str]:
+    """Make anew what `missing_triggers` names, and take away what is not ours: each name, and what stood there."""
+    missing, listed, present = missing_triggers(tx), dict(sqlite_triggers()), _present(tx)
+    for told in missing:
+        name = told.removeprefix(FOREIGN)
+        tx.exec_driver_sql(f"DROP TRIGGER IF EXISTS {_quoted(name)}")
+        if told in listed:
+            tx.exec_driver_sql(listed[told])
+    return {told: present.get(told.removeprefix(FOREIGN), "") for told in missing}
 
 
 def missing_triggers(tx: Connection) -> list[str]:
@@ -179,11 +180,19 @@ def missing_triggers(tx: Connection) -> list[str]:
 
     What is there and not on the list follows as `foreign trigger NAME`: it may keep rows out without a word.
     """
-    present = {row.name: row.sql for row in tx.execute(
-        text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))}
-    listed = dict(sqlite_triggers())
+    present, listed = _present(tx), dict(sqlite_triggers())
     missing = [name for name, statement in listed.items() if present.get(name) != statement]
     return missing + [f"{FOREIGN}{name}" for name in sorted(present.keys() - listed.keys())]
+
+
+def _present(tx: Connection) -> dict[str, str]:
+    return {row.name: row.sql for row in tx.execute(
+        text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))}
+
+
+def _quoted(name: str) -> str:
+    """A name that somebody else chose, as SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def said_of(name: str) -> str:

@@ -93,9 +93,10 @@ async def test_triggers_that_are_gone_or_changed_are_made_anew_beside_a_running_
         execute(folder, drop="session_no")
         await eventually(lambda: requests.get(f"{server.url}/readyz", timeout=10).status_code == 503)
         told = server.command("fsck")
-        assert told.returncode == 1 and "session_no_delete: find out who" in told.stdout and not made_anew(folder)
+        assert told.returncode == 1 and "session_no_delete is gone or changed: find out who" in told.stdout
+        assert not made_anew(folder)
         told = server.command("fsck", "--repair")
-        assert told.returncode == 0 and "ack_no_delete: done" in told.stdout, told.stdout
+        assert told.returncode == 0 and "ack_no_delete is gone or changed: done" in told.stdout, told.stdout
         assert triggers(folder) == dict(sqlite_triggers())
         ((outcome, detail),) = made_anew(folder)
         assert outcome == "ok" and "session_no_replace" in str(detail) and '"chain":"whole"' in str(detail)
@@ -107,6 +108,17 @@ async def test_triggers_that_are_gone_or_changed_are_made_anew_beside_a_running_
     with pytest.raises(sqlite3.IntegrityError, match="stay"):
         execute(folder, "DELETE FROM session")
     assert packhorse(folder, "audit", "verify").returncode == 0
+
+
+def test_a_trigger_that_keeps_rows_out_is_taken_away_and_the_audit_tells_what_it_was(folder: Path) -> None:
+    execute(folder, 'CREATE TRIGGER "x; ""y" BEFORE INSERT ON audit BEGIN SELECT RAISE(IGNORE); END')
+    told = packhorse(folder, "fsck")
+    assert told.returncode == 1 and "is not ours: find out who it was; it is taken away (with --repair)" in told.stdout
+    told = packhorse(folder, "fsck", "--repair")
+    assert told.returncode == 0 and "is not ours: done" in told.stdout, told.stdout + told.stderr
+    assert triggers(folder) == dict(sqlite_triggers())
+    ((_, detail),) = made_anew(folder)
+    assert "RAISE(IGNORE)" in str(detail) and packhorse(folder, "fsck").returncode == 0
 
 
 @pytest.mark.parametrize("how", ["changed", "no head"])
