@@ -15,6 +15,8 @@ from storage.records import AuditEntry, now, timestamp
 from storage.store import Store
 
 NOTED_S = 60.0
+MEANWHILE_S = 2.0
+"""What another process notes while this one looks is not in the future."""
 MOST_KNOWN = 10_000
 Key = tuple[object, ...]
 
@@ -48,8 +50,10 @@ class Seldom:
 def _append(tx: Connection, entry: AuditEntry) -> float:
     """How many seconds ago such a row came: 0 where it comes now."""
     if entry.subject is not None:
-        at = audit.latest(tx, entry, timestamp(now() - timedelta(seconds=NOTED_S)))
-        if at is not None:
-            return max(0.0, (now() - datetime.fromisoformat(at)).total_seconds())
+        moment = now()
+        at = audit.latest(tx, entry, timestamp(moment - timedelta(seconds=NOTED_S)))
+        age_s = (moment - datetime.fromisoformat(at)).total_seconds() if at is not None else -NOTED_S
+        if age_s > -MEANWHILE_S:  # one from further ahead is of a clock that was wrong, and would keep all rows out
+            return max(0.0, age_s)
     audit.append(tx, entry)
     return 0.0
