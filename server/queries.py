@@ -8,14 +8,16 @@ from aiohttp import web
 
 from server.errors import RequestError
 
-MOST_DIGITS = 15
+LARGEST = 2**53
+"""What every reader of JSON can hold (RFC 8259 §6)."""
+MOST_DIGITS = len(str(LARGEST))
 LIMIT = 500
 
 
-def number(text: str, field: str, least: int = 0, most: int = 10**MOST_DIGITS) -> int:
+def number(text: str, field: str, least: int = 0, most: int = LARGEST) -> int:
     """`text` as a number within bounds; RequestError `invalid_field` naming `field`."""
     if not (text.isascii() and text.isdecimal()) or len(text) > MOST_DIGITS or not least <= int(text) <= most:
-        bounds = f"at least {least}" if most == 10**MOST_DIGITS else f"from {least} to {most}"
+        bounds = f"at least {least}" if most == LARGEST else f"from {least} to {most}"
         raise RequestError("invalid_field", f"{field} must be a number, {bounds}", field=field)
     return int(text)
 

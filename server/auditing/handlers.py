@@ -10,14 +10,11 @@ from server.access import allows
 from server.auditing.described import DESCRIBED, MOST
 from server.auditing.export import as_written
 from server.auth import Role, principal_of
-from server.errors import RequestError
+from server.queries import number
 from server.seldom import Seldom
 from storage import audit
 from storage.records import AuditEntry
 from storage.store import Store
-
-LARGEST = 2**53
-"""What every reader of JSON can hold (RFC 8259 §6)."""
 
 
 class AuditHandlers:
@@ -37,8 +34,8 @@ class AuditHandlers:
     async def rows(self, request: web.Request) -> web.Response:
         """Rows behind `?after=`, in order."""
         who = principal_of(request)
-        after = _number(request.query.get("after", "0"), "after", 0, LARGEST)
-        limit = _number(request.query.get("limit", "100"), "limit", 1, MOST)
+        after = number(request.query.get("after", "0"), "after")
+        limit = number(request.query.get("limit", "100"), "limit", 1, MOST)
         # before they are read: once per principal and minute, so who reads up to the end comes to one
         await self._seldom.note(AuditEntry(who.site, "audit.read", who.name, "audit", request.remote))
         found, next_after, more = await self._store.read(lambda tx: audit.of_site(tx, who.site, after, limit))
@@ -46,9 +43,3 @@ class AuditHandlers:
             "results": [as_written(row) for row in found], "next_after": next_after, "more": more}
         return web.json_response(
             body, headers={hdrs.CACHE_CONTROL: "no-store"}, dumps=partial(json.dumps, ensure_ascii=False))
-
-
-def _number(text: str, field: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 16 and least <= int(text) <= most):
-        raise RequestError("invalid_field", f"{field}: {least} to {most}", field=field)
-    return int(text)

@@ -1,12 +1,12 @@
 """The signed head: which row was the last one, told in a file outside the database (contract §9).
 
 Facts: whoever owns the database can cut off the chain's end, or write all of it anew; a head on another disk, and
-receipts at the clinics, are what they cannot reach. Only a row that is on the medium is named: a power cut may undo
-others. So a head that the chain contradicts is evidence: it is never
-written over. A closed head is that of a server that was stopped: behind its row nothing may follow.
-What lies in its place and bears no signature of ours is evidence too: it is set aside, and told until somebody takes it
-away. While a server runs, each of its processes knows by itself the last row that was on the medium: a chain that lost
-it is found out although the file is gone, and the file is then made again, so that it is told at the next start too.
+receipts at the clinics, are what they cannot reach. Only a row that is on the medium is named, for a power cut may undo
+others. A head that the chain contradicts is evidence, and is never written over; so is what lies in its place and bears
+no signature of ours: it is set aside, and told until somebody takes it away. A closed head is that of a server that was
+stopped: behind its row nothing may follow. While a server runs, each of its processes knows by itself the last row that
+was on the medium: a chain that lost it is found out although the file is gone, and the file is then made again, so that
+it is told at the next start too.
 """
 
 import asyncio

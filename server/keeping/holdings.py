@@ -133,7 +133,7 @@ def alarms(tx: Connection) -> Iterator[Finding]:
                     f"nobody is told that a copy of it may be deleted; {SEND_AGAIN_OR_PUT_BACK}")
     if len(found) > ALARMS_SHOWN:
         yield wrong("integrity alarms", f"{len(found) - ALARMS_SHOWN} more",
-                    "packhorse scrub names all of them; look at the disk")
+                    "packhorse scrub --list names all of them; look at the disk")
     if not found:
         yield fine("integrity alarms", "none is open")
 
